@@ -1,0 +1,1 @@
+"""The ldm command: one small module a verb. Hydra stops here."""

@@ -1,0 +1,1 @@
+"""Gaussian diffusion on tensors: schedules, targets, objective, denoisers, samplers, guidance."""

@@ -1,0 +1,1 @@
+"""Measures of pictures, each a torchmetrics.Metric that is exact over ranks."""

@@ -1,0 +1,1 @@
+"""Networks with parameters: autoencoders, critics, denoising backbones."""

@@ -28,7 +28,10 @@ LATENTS = "latents.json"
 COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
 COMMON += " checkpoint latent data trainer stage_name module evaluation resume"
 KNOWN_KEYS = frozenset(
-    [*COMMON.split(), *["clip", "autoencoder", "loss", "first_stage", "backbone", "diffusion", "sampler", "text"]]
+    [
+        *COMMON.split(),
+        *["clip", "autoencoder", "loss", "first_stage", "backbone", "diffusion", "sampler", "text"],
+    ]
 )
 
 

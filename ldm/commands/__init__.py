@@ -1,1 +1,20 @@
 """The ldm command: one small module a verb. Hydra stops here."""
+
+import argparse
+from importlib import import_module
+
+from ldm.commands.errors import reported
+
+VERBS = ("shards", "sample", "quickstart")
+
+
+def main() -> int:
+    """Parse the command line and run the verb."""
+    parser = argparse.ArgumentParser(
+        prog="ldm", description="Latent diffusion models, from pictures to prompted samples."
+    )
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        import_module(f"ldm.commands.{verb}").add_parser(subparsers)
+    arguments = parser.parse_args()
+    return reported(lambda: arguments.func(arguments))

@@ -1,0 +1,7 @@
+"""`python -m ldm.commands` is `ldm`."""
+
+import sys
+
+from ldm.commands import main
+
+sys.exit(main())

@@ -1,0 +1,91 @@
+"""What a person sees when something is refused: one line, and an exit code that means something.
+
+0 done, 2 refused before anything was trained (configuration, data, files), 3 failed in training.
+"""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REFUSED, FAILED = 2, 3
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def reported(main: Callable[[], Any]) -> int:
+    """Run `main`; turn what it refuses into one line on stderr and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing its own story
+    try:
+        return main() or 0
+    except (ValueError, FileNotFoundError) as error:
+        return _say(str(error))
+    except Exception as error:  # Hydra's and OmegaConf's classes, without importing either here
+        if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
+            raise
+        return _say(explain(error, sys.argv[1:]))
+
+
+def explain(error: Exception, arguments: list[str]) -> str:
+    """One line for a configuration that Hydra refuses, with the nearest name that exists."""
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1], arguments)
+    if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)'", text, re.S):
+        group, choice = match[2], match[1].removeprefix(match[2] + "/")
+        return _unknown_choice(group, choice)
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, choice = match[1].rpartition("/")
+        while group and not (CONF / group).is_dir():
+            group, _, head = group.rpartition("/")
+            choice = f"{head}/{choice}"
+        return _unknown_choice(group, choice) if group else " ".join(text.split())
+    if match := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]}: not set, and there is no default; set {match[1]}=VALUE"
+    return " ".join(text.split())
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """ "; did you mean 'x'?" or nothing."""
+    close = difflib.get_close_matches(name, names, 1, 0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _unknown_key(key: str, arguments: list[str]) -> str:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    from ldm.runs.folder import flatten
+
+    GlobalHydra.instance().clear()
+    good = [a for a in arguments if "=" in a and a.split("=")[0].lstrip("+~") != key]
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            tree = OmegaConf.to_container(compose("train", good), resolve=False)
+        assert isinstance(tree, dict)
+        known = list(flatten({str(k): v for k, v in tree.items()}))
+        known += sorted({k.rsplit(".", n)[0] for k in known for n in range(1, k.count(".") + 1)})
+    except Exception:  # another argument is wrong as well; the key is named all the same
+        known = []
+    leaves = [k for k in known if k.rsplit(".")[-1] == key.rsplit(".")[-1]]
+    hint = f"; did you mean {leaves[0]!r}?" if leaves else nearest(key, known)
+    return f"{key}: no such key in this configuration{hint} (`--cfg job` prints all keys)"
+
+
+def _unknown_choice(group: str, choice: str) -> str:
+    folder = CONF / group
+    choices = sorted(
+        str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")
+    )
+    return (
+        f"{group}={choice}: no such choice{nearest(choice, choices)} "
+        f"(there are: {', '.join(choices)})"
+    )
+
+
+def _say(text: str) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
+    return REFUSED

@@ -1,0 +1,92 @@
+"""`ldm quickstart`: both stages and samples on this machine, with the commands that it runs."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = (
+    "red apple",
+    "red heart",
+    "grinning face with big eyes",
+    "firefighter dark skin tone",
+    "cook medium-light skin tone",
+    "bicycle",
+    "cat face",
+    "rocket",
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb and its options."""
+    parser = subparsers.add_parser(
+        "quickstart", help="train both stages on shipped pictures, then sample: about ten minutes"
+    )
+    parser.add_argument("--run-root", default="runs", help="where runs go (default: runs)")
+    parser.add_argument("--autoencoder-steps", type=int, default=2500, metavar="N")
+    parser.add_argument("--diffusion-steps", type=int, default=900, metavar="N")
+    parser.add_argument(
+        "override", nargs="*", help="key=value for both trainings, such as global_batch=32"
+    )
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the real commands one after the other; stop at the first that fails."""
+    if not (ROOT / "train.py").is_file():
+        raise FileNotFoundError(
+            "train.py and conf/ are not beside the installed package; install from a clone with "
+            "`pip install -e .`"
+        )
+    root = Path(arguments.run_root)
+    began = time.monotonic()
+    for command in commands(arguments):
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        runs = [sys.executable, *command[1:]]
+        if command[0] == "ldm":
+            runs = [sys.executable, "-m", "ldm.commands", *command[1:]]
+        if code := subprocess.run(runs, check=False).returncode:
+            return code
+    minutes = (time.monotonic() - began) / 60
+    diffusion = root / "quickstart-diffusion"
+    print(
+        f"\nDone in {minutes:.1f} minutes.\n"
+        f"   grid     {root / 'quickstart-samples' / 'grid.png'}\n"
+        f"   metrics  {diffusion / 'metrics.jsonl'}\n"
+        f"   watch    tensorboard --logdir {root}\n"
+        f'   next     ldm sample {diffusion} "woman astronaut medium skin tone" --out out\n'
+        "            your own pictures: ldm shards make FOLDER my-shards"
+    )
+    return 0
+
+
+def commands(arguments: argparse.Namespace) -> list[list[str]]:
+    """Exactly what a person would type."""
+    root = Path(arguments.run_root)
+    train = ["python", str(_shown(ROOT / "train.py"))]
+    shared = [f"run_root={root}"] if arguments.run_root != "runs" else []
+    shared += arguments.override
+    first = (
+        "experiment=emoji/autoencoder name=quickstart-autoencoder "
+        f"trainer.max_steps={arguments.autoencoder_steps}"
+    )
+    second = (
+        "experiment=emoji/diffusion name=quickstart-diffusion "
+        f"first_stage={root / 'quickstart-autoencoder'} "
+        f"trainer.max_steps={arguments.diffusion_steps}"
+    )
+    sample = ["ldm", "sample", str(root / "quickstart-diffusion"), *PROMPTS]
+    return [
+        [*train, *first.split(), *shared],
+        [*train, *second.split(), *shared],
+        [*sample, "--out", str(root / "quickstart-samples")],
+    ]
+
+
+def _shown(path: Path) -> Path:
+    """Relative where that is shorter to read."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

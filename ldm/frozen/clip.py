@@ -1,0 +1,76 @@
+"""CLIP models of open_clip's own kind: built from a config, loaded from a folder.
+
+A folder is what open_clip calls a local directory: `open_clip_config.json` with `model_cfg` and
+`preprocess_cfg`, and `open_clip_model.safetensors`. open_clip opens ours, and we open theirs.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import open_clip
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import save_file
+from torch import nn
+
+from ldm.assets import resolve
+
+
+class Clip(NamedTuple):
+    """A model and the tokenizer that belongs to it."""
+
+    model: nn.Module
+    tokenizer: Any
+
+
+def new_clip(embed_dim: int, vision: Mapping[str, Any], text: Mapping[str, Any]) -> Clip:
+    """A model with fresh weights and the byte-pair tokenizer that open_clip ships.
+
+    `vision` and `text` are the fields of open_clip's CLIPVisionCfg and CLIPTextCfg.
+    """
+    model = open_clip.CLIP(embed_dim=embed_dim, vision_cfg=dict(vision), text_cfg=dict(text))
+    model.visual.image_mean, model.visual.image_std = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    return Clip(model, open_clip.SimpleTokenizer(context_length=text["context_length"]))
+
+
+def save_clip(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write fp16 weights and the config as an open_clip local directory.
+
+    `config` holds new_clip's arguments: embed_dim, vision, text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model_config = {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": dict(config["vision"]),
+        "text_cfg": dict(config["text"]),
+    }
+    preprocess = {
+        "mean": list(OPENAI_DATASET_MEAN),
+        "std": list(OPENAI_DATASET_STD),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    text = json.dumps({"model_cfg": model_config, "preprocess_cfg": preprocess}, indent=1)
+    (folder / "open_clip_config.json").write_text(text + "\n")
+    weights = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+    }
+    save_file(
+        {name: value.contiguous().cpu() for name, value in weights.items()},
+        folder / "open_clip_model.safetensors",
+    )
+
+
+def load_clip(folder: str) -> Clip:
+    """The frozen model of a folder in eval mode, fp32. FileNotFoundError says what is missing."""
+    path = Path(resolve(folder))
+    for name in ("open_clip_config.json", "open_clip_model.safetensors"):
+        if not (path / name).is_file():
+            raise FileNotFoundError(
+                f"{path}: no {name}; name a folder that open_clip saved or `experiment=emoji/clip` "
+                "wrote (its runs/NAME/clip)"
+            )
+    model = open_clip.create_model(f"local-dir:{path}", precision="fp32")
+    return Clip(model.eval().requires_grad_(False), open_clip.get_tokenizer(f"local-dir:{path}"))

@@ -1,0 +1,149 @@
+"""A run's folder: one name, the same on every rank and after every restart."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_SECRET = re.compile(r"(^|_)(token|secret|password|api_?key)$", re.IGNORECASE)
+
+# Keys that may differ when a run is continued: they do not change what is learned.
+HARMLESS = ("run_root", "resume", "log_every", "evaluation.every", "checkpoint", "data.workers")
+HARMLESS += ("progress", "trainer.devices", "trainer.accelerator", "trainer.max_steps")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps everything."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folders of checkpoints, by step, and the link `last`."""
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Grids drawn during the training."""
+        return self.path / "samples"
+
+    def config(self) -> dict[str, Any]:
+        """The saved configuration; FileNotFoundError when the folder holds no run."""
+        if not self.config_file.is_file():
+            raise FileNotFoundError(
+                f"{self.path}: not a run folder (no config.yaml); name a folder that train.py wrote"
+            )
+        return yaml.safe_load(self.config_file.read_text())
+
+
+def run_folder(root: str, name: str) -> RunFolder:
+    """The folder of a name; names that would leave the root are refused."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"name={name!r}: a run's name is 1-80 letters, digits, '.', '_' or '-', and does not "
+            "begin with a sign; set name=SOMETHING"
+        )
+    return RunFolder(Path(root) / name)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ: key -> (old, new); a missing one counts as None."""
+    before, after = flatten(old), flatten(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    return {
+        key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
+    }
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def matters(key: str) -> bool:
+    """Whether a difference in this key makes another experiment of a run."""
+    return not any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+
+
+def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> None:
+    """Create the folder, or join it when it holds the same experiment, and record where the run
+    comes from. ValueError when it holds another experiment or cannot be written."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder.path / ".writable").touch()
+        (folder.path / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(
+            f"run folder {folder.path} cannot be written ({error.strerror}); set run_root=DIR"
+        ) from None
+    if folder.config_file.exists():
+        changed = {k: v for k, v in differences(folder.config(), config).items() if matters(k)}
+        if changed:
+            listed = ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:5])
+            raise ValueError(
+                f"run folder {folder.path} holds another configuration ({listed}); "
+                "set name=ANOTHER for a new run, or take these settings back to continue it"
+            )
+    masked = {
+        key: "***" if value and _SECRET.search(key) else value for key, value in config.items()
+    }
+    _replace(folder.config_file, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
+    record = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": argv,
+        "cwd": str(Path.cwd()),
+        **_git(),
+        "host": platform.node(),
+        "python": sys.version.split()[0],
+        "packages": {name: version(name) for name in ("torch", "lightning", "hydra-core")},
+        "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB")},
+    }
+    diff = record.pop("diff")
+    with (folder.path / "provenance.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    if diff:
+        _replace(folder.path / "uncommitted.diff", diff)
+
+
+def _git() -> dict[str, Any]:
+    source = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(source), *arguments], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")}
+    except FileNotFoundError:  # no git on this machine
+        return {"commit": "", "diff": ""}
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)

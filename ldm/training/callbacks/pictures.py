@@ -1,0 +1,142 @@
+"""Looking at the model while it trains: sample grids with metrics, and reconstructions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torchmetrics import Metric
+from torchvision.transforms.functional import pil_to_tensor
+
+from ldm.diffusion import Sampler
+from ldm.generate import TextToImage, grid, save_png
+from ldm.types import Image
+
+
+class _EverySteps(L.Callback):
+    """Calls `look` every `every` optimizer steps, and after the last."""
+
+    def __init__(self, every: int, folder: Path) -> None:
+        self.every, self.folder = every, folder
+        self._looked = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
+        """After the step that `every` divides."""
+        if trainer.global_step % self.every == 0 and trainer.global_step != self._looked:
+            self._looked = trainer.global_step
+            self.look(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        """The finished model, unless it has just been looked at."""
+        if trainer.global_step != self._looked:
+            self.look(trainer, module)
+
+    def look(self, trainer: L.Trainer, module: Any) -> None:
+        """What is done; every rank calls it."""
+        raise NotImplementedError
+
+    def show(self, trainer: L.Trainer, images: list[Tensor], columns: int, name: str) -> None:
+        """A grid into TensorBoard and, as PNG, into the run's samples."""
+        if not trainer.is_global_zero:
+            return
+        picture = grid(images, columns)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_png(
+            picture,
+            self.folder / f"{name}-{trainer.global_step:08d}.png",
+            {"step": trainer.global_step},
+        )
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+
+class SampleQuality(_EverySteps):
+    """Pictures for fixed prompts and seeds from the averaged weights, and their metrics.
+
+    The grid shows `grid_prompts`, one seed each. The metrics see one picture for each of
+    `prompts`; ranks share them evenly. Nothing is drawn from a global generator, so a run with
+    this callback has the same weights as one without.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int,
+        folder: Path,
+        grid_prompts: Sequence[str],
+        prompts: Sequence[str],
+        metrics: Mapping[str, Metric],
+        sampler: Sampler,
+        guidance: float,
+        image_size: int,
+        batch_size: int = 64,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(every, folder)
+        self.grid_prompts, self.prompts = list(grid_prompts), list(prompts)
+        self.metrics = dict(metrics)
+        self.sampler, self.guidance, self.image_size = sampler, guidance, image_size
+        self.batch_size, self.precision = batch_size, precision
+
+    def look(self, trainer: L.Trainer, module: Any) -> None:
+        """Draw, show, measure."""
+        generate = TextToImage(
+            module.denoiser(),
+            self.sampler,
+            module.codec,
+            module.captions,
+            self.image_size,
+            self.guidance,
+            self.precision,
+        )
+        seeds = range(len(self.grid_prompts))
+        shown = [
+            picture
+            for batch in generate.batches(self.grid_prompts, seeds, self.batch_size)
+            for picture in batch
+        ]
+        self.show(trainer, shown, 8, "samples")
+        self._tell_prompts(trainer)
+        self._measure(trainer, module, generate)
+
+    def _tell_prompts(self, trainer: L.Trainer) -> None:
+        text = "\n".join(f"{i}. {prompt}" for i, prompt in enumerate(self.grid_prompts, 1))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.add_text("samples/prompts", text, trainer.global_step)
+
+    def _measure(self, trainer: L.Trainer, module: Any, generate: TextToImage) -> None:
+        mine = range(trainer.global_rank, len(self.prompts), trainer.world_size)
+        prompts = [self.prompts[i] for i in mine]
+        for metric in self.metrics.values():
+            metric.reset()
+        for start, images in zip(
+            range(0, len(mine), self.batch_size),
+            generate.batches(prompts, mine, self.batch_size),
+            strict=True,
+        ):
+            for metric in self.metrics.values():
+                metric.to(images.device).update(images, prompts[start : start + self.batch_size])
+        values = {f"sample/{name}": metric.compute() for name, metric in self.metrics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics({k: float(v) for k, v in values.items()}, trainer.global_step)
+        trainer.callback_metrics.update(values)
+
+
+class Reconstructions(_EverySteps):
+    """Pictures above their reconstructions from the averaged weights, above |difference|."""
+
+    def __init__(self, *, every: int, folder: Path, images: Image) -> None:
+        super().__init__(every, folder)
+        self.images = images
+
+    def look(self, trainer: L.Trainer, module: Any) -> None:
+        """Reconstruct and show."""
+        images = self.images.to(module.device)
+        made = module.reconstruct(images).float()
+        difference = (images - made).abs() - 1
+        self.show(trainer, [*images, *made, *difference], len(images), "reconstructions")

@@ -1,0 +1,82 @@
+"""What a person watches: a bar with the time left, and one plain line every n steps in a log."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class StepProgress(L.Callback):
+    """A bar over optimizer steps on a terminal, plain lines in `log` and where there is none.
+
+    Throughput and the share of time that was spent waiting for data are logged with the metrics.
+    """
+
+    def __init__(self, log: Path, *, every: int, global_batch: int) -> None:
+        self.log, self.every, self.global_batch = log, every, global_batch
+        self.console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._since, self._from_step, self._waited, self._ended = 0.0, 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Open the bar at the step where the training goes on."""
+        self._since = self._ended = time.monotonic()
+        self._from_step, self._waited = trainer.global_step, 0.0
+        if trainer.is_global_zero and self.console.is_terminal:
+            columns = ["{task.description}", BarColumn(), MofNCompleteColumn()]
+            columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+            self._bar = Progress(*columns, console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task(
+                "training", total=trainer.max_steps, completed=trainer.global_step, note=""
+            )
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The time since the last step ended was spent waiting for data."""
+        self._waited += time.monotonic() - self._ended
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        """Move the bar; every n steps write a line."""
+        self._ended = time.monotonic()
+        step = trainer.global_step
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+        if step % self.every or step == self._from_step:
+            return
+        seconds = self._ended - self._since
+        rate = (step - self._from_step) * self.global_batch / seconds
+        module.log("time/images_per_second", rate)
+        module.log("time/data_wait_share", self._waited / seconds)
+        self._since, self._from_step, self._waited = self._ended, step, 0.0
+        self._write(trainer, rate)
+
+    def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Leave the terminal as it was."""
+        self._close()
+
+    def _write(self, trainer: L.Trainer, rate: float) -> None:
+        if not trainer.is_global_zero:
+            return
+        loss = trainer.callback_metrics.get("train/loss")
+        note = f"{rate:.0f} images/s" + ("" if loss is None else f"  loss {float(loss):.4f}")
+        line = f"{time.strftime('%H:%M:%S')} step {trainer.global_step}/{trainer.max_steps}  {note}"
+        with self.log.open("a") as file:
+            file.write(line + "\n")
+        if self._bar is not None:
+            self._bar.update(self._task, note=note)
+        else:
+            self.console.print(line, highlight=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

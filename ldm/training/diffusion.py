@@ -1,0 +1,100 @@
+"""Training of the denoising network in the latent space of a frozen autoencoder."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ldm.diffusion import Denoiser, Objective
+from ldm.frozen import CaptionEncoder, LatentCodec
+from ldm.training.data import draws_of
+from ldm.training.ema import follow, twin
+from ldm.types import Condition, Draws, Image
+
+VALIDATION_SEED = 1  # validation always sees the same times and noises, whatever the run's seed
+
+
+class LatentDiffusionModule(L.LightningModule):
+    """The second stage: x_t from the codec's latents and known noise, a loss on what the network
+    says of them, and an average of the network that follows it.
+
+    With probability `condition_dropout` a row's caption is replaced by the empty one, which is
+    what classifier-free guidance needs (Ho & Salimans 2022). `ema_decay` is reached gradually:
+    the average of a short run is not held back by its first steps.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        codec: LatentCodec,
+        captions: CaptionEncoder,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[Optimizer], LRScheduler],
+        condition_dropout: float = 0.1,
+        ema_decay: float = 0.9999,
+    ) -> None:
+        super().__init__()
+        if not 0 <= condition_dropout < 1:
+            raise ValueError(
+                f"module.condition_dropout={condition_dropout} is a probability; set it to 0.1, "
+                "or to 0 for no classifier-free guidance"
+            )
+        self.network = network
+        self.average = twin(network)
+        self.objective = objective
+        self.codec = codec
+        self.captions = captions
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.condition_dropout = condition_dropout
+        self.ema_decay = ema_decay
+
+    def setup(self, stage: str) -> None:
+        """Put what is frozen where the training runs."""
+        device = self.trainer.strategy.root_device  # self.device is not moved yet
+        self.codec.to(device)
+        self.captions.to(device)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The weighted loss of one batch."""
+        draws = draws_of(self, batch)
+        latent = self.codec.encode(batch["image"], draws)
+        condition = self._with_dropout(self.captions(batch["caption"]), draws)
+        loss = self.objective(self.network, latent, condition, draws).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the average follow: once an optimizer step, not once a batch."""
+        super().optimizer_step(*args, **kwargs)
+        steps = self.trainer.global_step
+        follow(self.average, self.network, min(self.ema_decay, (1 + steps) / (10 + steps)))
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The average's loss at times and noises that are the same in every validation."""
+        image: Image = batch["image"]
+        rows = range(batch["position"], batch["position"] + len(image))
+        draws = Draws(VALIDATION_SEED, 0, rows, len(self.trainer.datamodule.val), image.device)  # type: ignore[attr-defined]
+        condition = self.captions(batch["caption"])
+        latent = self.codec.encode(image)
+        loss = self.objective(self.average, latent, condition, draws).mean()
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(image))
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer, its learning rate set once a step."""
+        optimizer = self.optimizer(self.network.parameters())
+        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def denoiser(self) -> Denoiser:
+        """The averaged network, ready for a sampler."""
+        return self.objective.denoiser(self.average)
+
+    def _with_dropout(self, condition: Condition, draws: Draws) -> Condition:
+        keep = draws.uniform((), "condition dropout") >= self.condition_dropout
+        return condition.where(keep, self.captions([""] * len(condition)))

@@ -1,0 +1,92 @@
+"""Checkpoint folders: whole or absent, ordered by step, damaged ones set aside."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ldm.runs.checkpoints import (
+    STATE,
+    Checkpoint,
+    checkpoints,
+    newest_good,
+    prune,
+    write_checkpoint,
+)
+
+
+def save(value):
+    return lambda draft: torch.save({"value": torch.tensor(value)}, draft / STATE)
+
+
+def test_a_written_one_is_whole_and_last_points_at_it(tmp_path):
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step, save(step))
+    assert [c.step for c in checkpoints(tmp_path)] == [10, 20]
+    assert all(c.damage() is None for c in checkpoints(tmp_path))
+    assert (tmp_path / "last").resolve().name == "step-00000020"
+    assert Checkpoint(tmp_path / "last", 20).load()["value"] == 20
+
+
+def test_a_failing_write_leaves_nothing_and_the_old_one_good(tmp_path):
+    write_checkpoint(tmp_path, 10, save(10))
+
+    def fail(draft):
+        (draft / STATE).write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(tmp_path, 20, fail)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last", "step-00000010"]
+    assert checkpoints(tmp_path)[0].damage() is None
+
+
+def test_a_killed_write_is_never_taken_for_a_checkpoint(tmp_path):
+    write_checkpoint(tmp_path, 10, save(10))
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from ldm.runs.checkpoints import write_checkpoint\n"
+        "def write(draft):\n"
+        "    (draft / 'state.ckpt').write_bytes(b'x' * 1000)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_checkpoint(Path(sys.argv[1]), 20, write)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    assert [c.step for c in checkpoints(tmp_path)] == [10]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "delete", "manifest"])
+def test_a_damaged_newest_is_set_aside_for_the_older(tmp_path, damage):
+    write_checkpoint(tmp_path, 10, save(10))
+    bad = write_checkpoint(tmp_path, 20, save(20))
+    content = bytearray(bad.state.read_bytes())
+    if damage == "truncate":
+        bad.state.write_bytes(content[:-10])
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        bad.state.write_bytes(content)
+    elif damage == "delete":
+        bad.state.unlink()
+    else:
+        (bad.path / "manifest.json").write_text("{")
+    warning, good = newest_good(tmp_path)
+    assert "step-00000020" in warning
+    assert good.step == 10
+    assert len(list((tmp_path / "corrupt").iterdir())) == 1
+
+
+def test_order_is_by_step_whatever_the_clock_said(tmp_path):
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step, save(step))
+    os.utime(tmp_path / "step-00000010", (2e9, 2e9))
+    assert next(iter(newest_good(tmp_path))).step == 20
+
+
+def test_prune_keeps_the_newest_and_the_marked(tmp_path):
+    for step in range(10, 70, 10):
+        write_checkpoint(tmp_path, step, save(step))
+    prune(tmp_path, keep=2, keep_every=30)
+    assert [c.step for c in checkpoints(tmp_path)] == [30, 50, 60]

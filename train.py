@@ -1,0 +1,20 @@
+"""The one door to training: `python train.py experiment=emoji/diffusion key=value`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from ldm.commands.errors import reported
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(config: DictConfig) -> None:
+    """Compose the configuration, then hand it on; what is heavy is imported only here."""
+    from ldm.commands.train import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(reported(main))

@@ -38,9 +38,7 @@ def attend(
 class SelfAttention(nn.Module):
     """Multi-head attention of tokens over themselves, with one fused projection."""
 
-    def __init__(
-        self, width: int, heads: int, *, bias: bool = True, qk_norm: bool = False
-    ) -> None:
+    def __init__(self, width: int, heads: int, *, bias: bool = True, qk_norm: bool = False) -> None:
         super().__init__()
         check_heads(width, heads)
         self.heads = heads

@@ -1,4 +1,4 @@
-"""Diffusion transformers: DiT (arXiv 2212.09748), and with its switches SiT, PixArt, LightningDiT."""
+"""Diffusion transformers: DiT (arXiv 2212.09748); by its switches SiT, PixArt, LightningDiT too."""
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +121,10 @@ class DiT(nn.Module):
             count = len(self.registers)
             x = torch.cat([self.registers.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
             if angles is not None:  # registers have no place: they do not turn
-                angles = (pad(angles[0], (0, 0, count, 0), value=1.0), pad(angles[1], (0, 0, count, 0)))
+                angles = (
+                    pad(angles[0], (0, 0, count, 0), value=1.0),
+                    pad(angles[1], (0, 0, count, 0)),
+                )
         embedding = self.embed(t, condition)
         shared = embedding
         if self.modulation is not None:

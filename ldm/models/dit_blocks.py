@@ -49,7 +49,7 @@ class Modulation(nn.Module):
         if self.layer is not None:
             return self.layer(nn.functional.silu(embedding)).chunk(self.count, dim=1)
         assert self.offsets is not None
-        return (shared.unflatten(1, self.offsets.shape) + self.offsets).unbind(1)
+        return (shared.view(len(shared), *self.offsets.shape) + self.offsets).unbind(1)
 
 
 class DiTBlock(nn.Module):
@@ -75,7 +75,9 @@ class DiTBlock(nn.Module):
         self.modulation = Modulation(width, 6, shared=shared_modulation)
         self.attention_norm = token_norm(width, rms=rms_norm)
         self.attention = SelfAttention(width, heads, qk_norm=qk_norm)
-        self.cross_attention = CrossAttention(width, width, heads, qk_norm=qk_norm) if text else None
+        self.cross_attention = (
+            CrossAttention(width, width, heads, qk_norm=qk_norm) if text else None
+        )
         self.feed_norm = token_norm(width, rms=rms_norm)
         self.feed_forward = (
             GatedFeedForward(width, hidden, swish=True) if swiglu else FeedForward(width, hidden)
@@ -102,8 +104,7 @@ class DiTBlock(nn.Module):
         if self.cross_attention is not None:
             x = x + self.cross_attention(x, tokens, mask)
         hidden = modulate(self.feed_norm(x), steer[3], steer[4])
-        x = x + steer[5][:, None] * self.feed_forward(hidden)
-        return x
+        return x + steer[5][:, None] * self.feed_forward(hidden)
 
 
 class PatchEmbedding(nn.Module):
@@ -146,5 +147,5 @@ class PatchOutput(nn.Module):
         """`rows` and `columns` count patches."""
         shift, scale = self.modulation(embedding, embedding.repeat(1, 2))
         x = self.linear(modulate(self.norm(x), shift, scale))
-        x = x.unflatten(1, (rows, columns)).unflatten(3, (self.patch, self.patch, -1))
+        x = x.view(len(x), rows, columns, self.patch, self.patch, -1)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -70,7 +70,9 @@ def sincos_positions(
     """
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, as 2-D sine positions need")
-    omega = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4))
+    omega = 10_000.0 ** -(
+        torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4)
+    )
     row, column = torch.meshgrid(
         torch.arange(rows, dtype=torch.float64, device=device),
         torch.arange(columns, dtype=torch.float64, device=device),
@@ -92,7 +94,9 @@ def rotary_angles(
     second with the column (RoPE, arXiv 2104.09864, on two axes as in EVA-02 and LightningDiT).
     """
     if head_width % 4:
-        raise ValueError(f"heads of width {head_width} cannot turn on two axes: use a multiple of 4")
+        raise ValueError(
+            f"heads of width {head_width} cannot turn on two axes: use a multiple of 4"
+        )
     quarter = head_width // 4
     omega = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
     row = torch.arange(rows, dtype=torch.float64, device=device).repeat_interleave(columns)

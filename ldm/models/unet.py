@@ -82,7 +82,7 @@ class UNet(nn.Module):
         self.norm = nn.GroupNorm(groups, channels[0])
         self.leave = nn.Conv2d(channels[0], self.out_channels, 3, padding=1)
         zero(self.leave)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def _block(
         self, in_channels: int, level: int, depth: int, resample: Upsample | None = None

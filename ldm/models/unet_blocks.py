@@ -53,8 +53,7 @@ class TransformerLayer(nn.Module):
         """`x` holds the cells of the picture, row by row."""
         x = x + self.self_attention(self.self_norm(x))
         x = x + self.cross_attention(self.cross_norm(x), tokens, mask)
-        x = x + self.feed_forward(self.feed_norm(x))
-        return x
+        return x + self.feed_forward(self.feed_norm(x))
 
 
 class SpatialTransformer(nn.Module):

@@ -131,12 +131,11 @@ def test_a_prompt_and_a_seed_are_a_picture_in_any_batch(place):
     assert alone.returncode == 0, alone.stderr
     names = sorted(p.name for p in (place / "a").iterdir())
     assert names == ["000000.png", "000001.png", "grid.png"]
-    with Image.open(place / "a" / "000001.png") as first, Image.open(
-        place / "b" / "000000.png"
-    ) as second:
-        difference = max(
-            abs(a - b) for a, b in zip(first.tobytes(), second.tobytes(), strict=True)
-        )
+    with (
+        Image.open(place / "a" / "000001.png") as first,
+        Image.open(place / "b" / "000000.png") as second,
+    ):
+        difference = max(abs(a - b) for a, b in zip(first.tobytes(), second.tobytes(), strict=True))
         assert difference <= 1  # a batch of another size may round the last bit elsewhere
         assert first.text["prompt"] == "blue ball"
         assert first.text["seed"] == "4"

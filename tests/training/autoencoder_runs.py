@@ -24,7 +24,9 @@ class Pictures(L.LightningDataModule):
         return Draws(self.seed, step, range(first, first + rows), self.global_batch, device)
 
     def train_dataloader(self) -> "_Stream":
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        )
         return _Stream(self.images, self.global_batch // self.accumulate, rank, world)
 
     def val_dataloader(self) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from ldm.assets import resolve
 class Clip(NamedTuple):
     """A model and the tokenizer that belongs to it."""
 
-    model: nn.Module
+    model: Any  # an open_clip CLIP: encode_image, encode_text, logit_scale, visual
     tokenizer: Any
 
 

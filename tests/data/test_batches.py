@@ -7,6 +7,8 @@ from shard_files import number_of, picture, write_shards
 
 from ldm.data import ShardData, normalise, training_batches, validation_batches
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on 2 cores
+
 
 def take(data, count, *, workers=0, world=1, start=0, global_batch=4, seed=5):
     """Keys of the first `count` global batches, the ranks' parts put together."""

@@ -4,7 +4,9 @@ from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
 from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
 from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
 from ldm.models.critic_loss import CriticLoss
+from ldm.models.dit import DiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
+from ldm.models.unet import UNet
 
 __all__ = [
     "L1",
@@ -13,6 +15,7 @@ __all__ = [
     "Autoencoder",
     "Charbonnier",
     "CriticLoss",
+    "DiT",
     "FeatureDistance",
     "FeatureMaps",
     "Hinge",
@@ -22,5 +25,6 @@ __all__ = [
     "PerceptualDistance",
     "Quantised",
     "ReconstructionLoss",
+    "UNet",
     "Vanilla",
 ]

@@ -6,6 +6,7 @@ from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vani
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.dit import DiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
+from ldm.models.unet import UNet
 
 __all__ = [
     "L1",

@@ -61,21 +61,28 @@ class TimeEmbedding(nn.Module):
 
 
 def sincos_positions(
-    rows: int, columns: int, width: int, *, device: torch.device | None = None
+    rows: int,
+    columns: int,
+    width: int,
+    *,
+    first: tuple[int, int] = (0, 0),
+    spacing: float = 1.0,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "n width"]:
     """Fixed positions of a grid, row by row, `[rows * columns, width]`, float32.
 
     The first half of a vector tells the column, the second the row, each as sines then cosines
-    (MAE's table, which DiT uses). Computed in float64 and rounded once.
+    (MAE's table, which DiT uses). Cell (i, j) stands at (first + (i, j)) * spacing. Computed in
+    float64 and rounded once.
     """
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, as 2-D sine positions need")
-    omega = 10_000.0 ** -(
-        torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4)
-    )
+    quarter = width // 4
+    omega = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
+    # Published tables round the places themselves to float32.
     row, column = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float64, device=device),
-        torch.arange(columns, dtype=torch.float64, device=device),
+        (torch.arange(rows, dtype=torch.float32, device=device) + first[0]) * spacing,
+        (torch.arange(columns, dtype=torch.float32, device=device) + first[1]) * spacing,
         indexing="ij",
     )
     parts = []

@@ -1,9 +1,29 @@
 """Networks with parameters: autoencoders, critics, denoising backbones."""
 
+from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
+from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
+from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
+from ldm.models.critic_loss import CriticLoss
 from ldm.models.dit import DiT
-from ldm.models.unet import UNet
+from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
 
 __all__ = [
+    "L1",
+    "L2",
+    "Adversary",
+    "Autoencoder",
+    "Charbonnier",
+    "CriticLoss",
     "DiT",
+    "FeatureDistance",
+    "FeatureMaps",
+    "Hinge",
+    "KLAutoencoder",
+    "NonSaturating",
+    "PatchCritic",
+    "PerceptualDistance",
+    "Quantised",
+    "ReconstructionLoss",
     "UNet",
+    "Vanilla",
 ]

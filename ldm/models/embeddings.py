@@ -38,25 +38,32 @@ class VectorEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """The time t in [0, 1], as Fourier features of `scale * t`, through a small network.
+    """The time t in [0, 1], as Fourier features of `scale * t + offset`, through a small network.
 
-    `scale` 1000 gives the network the step numbers that published weights were trained with.
+    `scale` 1000 and `offset` 0 suit a new network. Weights trained on the N steps of a table were
+    told N t - 1, the number of a step (offset -1); SiT's were told 1 - t (scale -1, offset 1).
     """
 
     def __init__(
-        self, features: int, width: int, *, scale: float = 1000.0, shift: float = 0.0
+        self,
+        features: int,
+        width: int,
+        *,
+        scale: float = 1000.0,
+        offset: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.features = features
         self.scale = scale
+        self.offset = offset
         self.shift = shift
         self.network = VectorEmbedding(features, width)
 
     def forward(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b o"]:
         """`[b]` to `[b o]`."""
-        embedding: Tensor = self.network(
-            fourier_features(self.scale * t, self.features, shift=self.shift)
-        )
+        place = self.scale * t + self.offset
+        embedding: Tensor = self.network(fourier_features(place, self.features, shift=self.shift))
         return embedding
 
 

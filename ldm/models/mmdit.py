@@ -59,9 +59,7 @@ class MMDiT(nn.Module):
         self.text = nn.Linear(text_width, width)
         self.enter = PatchEmbedding(in_channels, width, patch)
         self.blocks = nn.ModuleList(
-            JointBlock(
-                width, heads, qk_norm=qk_norm, dual=index < dual, last=index == depth - 1
-            )
+            JointBlock(width, heads, qk_norm=qk_norm, dual=index < dual, last=index == depth - 1)
             for index in range(depth)
         )
         self.leave = PatchOutput(

@@ -38,9 +38,7 @@ class Stream(nn.Module):
         assert self.attention.out is not None
         return x + steer[2][:, None] * self.attention.out(mixed)
 
-    def feed(
-        self, x: Float[Tensor, "b n w"], steer: tuple[Tensor, ...]
-    ) -> Float[Tensor, "b n w"]:
+    def feed(self, x: Float[Tensor, "b n w"], steer: tuple[Tensor, ...]) -> Float[Tensor, "b n w"]:
         """Adds the feed-forward layer."""
         assert self.feed_forward is not None
         hidden = self.feed_forward(modulate(self.norm(x), steer[3], steer[4]))

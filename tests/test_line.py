@@ -15,10 +15,9 @@ TINY = "global_batch=8 log_every=1 checkpoint.every=2 trainer=cpu precision=32-t
 
 
 def call(*command, cwd):
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300
     )
-    return done
 
 
 def train(arguments, cwd):
@@ -52,15 +51,25 @@ def place(tmp_path_factory):
         lines.append(json.dumps({"file_name": f"{number:02d}.png", "text": f"{colour} ball"}))
     (place / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
     steps = [
-        ldm("shards", "make", "pictures", "shards", "--size", "32", "--val", "8", cwd=place),
+        ldm(
+            "shards",
+            "make",
+            "pictures",
+            "shards",
+            "--size",
+            "32",
+            "--hold-out-every",
+            "3",
+            cwd=place,
+        ),
         train(
             "experiment=emoji/autoencoder name=first autoencoder=tiny image_size=32 "
-            "data=shards data.path=shards trainer.max_steps=4 evaluation.every=2",
+            "data=shards data.folder=shards trainer.max_steps=4 evaluation.every=2",
             place,
         ),
         train(
             "experiment=emoji/diffusion name=second backbone=unet_tiny image_size=32 "
-            "first_stage=runs/first data=shards data.path=shards trainer.max_steps=4 "
+            "first_stage=runs/first data=shards data.folder=shards trainer.max_steps=4 "
             "evaluation.every=2 evaluation.prompts=4 sampler.steps=2",
             place,
         ),
@@ -145,7 +154,7 @@ def test_a_prompt_and_a_seed_are_a_picture_in_any_batch(place):
 def test_the_same_command_again_has_nothing_to_do(place):
     again = train(
         "experiment=emoji/autoencoder name=first autoencoder=tiny image_size=32 "
-        "data=shards data.path=shards trainer.max_steps=4 evaluation.every=2",
+        "data=shards data.folder=shards trainer.max_steps=4 evaluation.every=2",
         place,
     )
     assert again.returncode == 0, again.stderr
@@ -155,7 +164,7 @@ def test_the_same_command_again_has_nothing_to_do(place):
 def test_another_configuration_in_the_same_folder_is_refused(place):
     other = train(
         "experiment=emoji/autoencoder name=first autoencoder=tiny image_size=32 seed=7 "
-        "data=shards data.path=shards trainer.max_steps=4 evaluation.every=2",
+        "data=shards data.folder=shards trainer.max_steps=4 evaluation.every=2",
         place,
     )
     refused(other, "runs/first", "seed: 0 -> 7", "set name=")
@@ -188,7 +197,7 @@ def test_a_first_stage_with_other_weights_than_it_measured_is_refused(place):
         ("experiment=emoji/diffusion backbone=unet_emojy", ["backbone", "unet_emoji"]),
         ("experiment=emoji/autoencoder name=../x", ["name", "letters"]),
         ("experiment=emoji/autoencoder +autoencoder.widht=3", ["autoencoder.widht", "width"]),
-        ("experiment=emoji/autoencoder data=shards data.path=nowhere", ["nowhere"]),
+        ("experiment=emoji/autoencoder data=shards data.folder=nowhere", ["nowhere"]),
         ("experiment=emoji/autoencoder image_size=60", ["image_size", "8"]),
     ],
 )

@@ -70,7 +70,7 @@ class ClipStage:
         """Nothing to look at: its validation is numbers."""
         return []
 
-    def finish(self, folder: RunFolder, module: ClipModule, data: PictureDataModule) -> None:
+    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
         """The open_clip folder, `clip/`."""
         plain: Any = OmegaConf.to_container(self.config.clip, resolve=True)
         save_clip(folder.path / "clip", module.network, plain)
@@ -109,7 +109,7 @@ class AutoencoderStage:
             )
         ]
 
-    def finish(self, folder: RunFolder, module: AutoencoderModule, data: PictureDataModule) -> None:
+    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
         """The latent contract, `latents.json`, measured over the training pictures."""
         statistics = latent_statistics(module.average, _pictures(data.train))
         statistics.save(folder.path / LATENTS)
@@ -141,7 +141,7 @@ class DiffusionStage:
         """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
         config, evaluation = self.config, self.config.evaluation
         clip = clip_features(evaluation.clip)
-        prompts = spread(data.val.captions(), evaluation.prompts)
+        prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
                 every=evaluation.every,

@@ -8,7 +8,6 @@ are those of two separate losses, and a step stays one step to Lightning.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch
 import torch.distributed as distributed
 from jaxtyping import Float
@@ -22,6 +21,7 @@ from ldm.models.autoencoder import Autoencoder
 from ldm.models.autoencoder_losses import ReconstructionLoss
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.layers import at_least_float32
+from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
 from ldm.training.nonfinite import NonFinitePolicy
@@ -30,7 +30,7 @@ from ldm.types import Image
 __all__ = ["AutoencoderModule", "latent_statistics"]
 
 
-class AutoencoderModule(L.LightningModule):
+class AutoencoderModule(ClipsByNetwork):
     """The first stage. A checkpoint's top names are `network`, `average` and `critic`.
 
     With `freeze_encoder` only the decoder is trained: latents, their statistics and their
@@ -99,19 +99,6 @@ class AutoencoderModule(L.LightningModule):
         if self.critic is not None and not self.critic.active(self.global_step):
             self.critic.zero_grad(set_to_none=True)
         self.nonfinite.guard(self)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip each network by its own norm, as two optimizers would."""
-        if gradient_clip_val is None:
-            return
-        for network in (self.network, self.critic):
-            if network is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), gradient_clip_val)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""

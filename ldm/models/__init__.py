@@ -1,10 +1,13 @@
 """Networks with parameters: autoencoders, critics, denoising backbones."""
 
+from ldm.models.alignment import AlignedNetwork
 from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
 from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
+from ldm.models.checkpointing import checkpoint_blocks
 from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.dit import DiT
+from ldm.models.mmdit import MMDiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
 from ldm.models.unet import UNet
 
@@ -12,6 +15,7 @@ __all__ = [
     "L1",
     "L2",
     "Adversary",
+    "AlignedNetwork",
     "Autoencoder",
     "Charbonnier",
     "CriticLoss",
@@ -20,6 +24,7 @@ __all__ = [
     "FeatureMaps",
     "Hinge",
     "KLAutoencoder",
+    "MMDiT",
     "NonSaturating",
     "PatchCritic",
     "PerceptualDistance",
@@ -27,4 +32,5 @@ __all__ = [
     "ReconstructionLoss",
     "UNet",
     "Vanilla",
+    "checkpoint_blocks",
 ]

@@ -2,10 +2,12 @@
 
 from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
 from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
+from ldm.models.autoencoder_quantised import QuantisedAutoencoder
 from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.dit import DiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
+from ldm.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from ldm.models.unet import UNet
 
 __all__ = [
@@ -18,13 +20,16 @@ __all__ = [
     "DiT",
     "FeatureDistance",
     "FeatureMaps",
+    "FiniteScalarQuantizer",
     "Hinge",
     "KLAutoencoder",
     "NonSaturating",
     "PatchCritic",
     "PerceptualDistance",
     "Quantised",
+    "QuantisedAutoencoder",
     "ReconstructionLoss",
     "UNet",
     "Vanilla",
+    "VectorQuantizer",
 ]

@@ -1,12 +1,13 @@
 """Looking at the model while it trains: sample grids with metrics, and reconstructions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 from torchvision.transforms.functional import pil_to_tensor
@@ -52,6 +53,19 @@ class _EverySteps(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+
+    def record(self, trainer: L.Trainer, group: str, metrics: Mapping[str, Metric]) -> None:
+        """The metrics' values over all ranks, into every logger. A metric that fails is told of
+        and left out: it never ends a training."""
+        values = {}
+        for name, metric in metrics.items():
+            try:
+                values[f"{group}/{name}"] = metric.compute()
+            except ValueError as error:
+                rank_zero_warn(f"{group}/{name} was not measured: {error}")
+        for logger in trainer.loggers:
+            logger.log_metrics({k: float(v) for k, v in values.items()}, trainer.global_step)
+        trainer.callback_metrics.update(values)
 
 
 class SampleQuality(_EverySteps):
@@ -121,22 +135,44 @@ class SampleQuality(_EverySteps):
         ):
             for metric in self.metrics.values():
                 metric.to(images.device).update(images, prompts[start : start + self.batch_size])
-        values = {f"sample/{name}": metric.compute() for name, metric in self.metrics.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics({k: float(v) for k, v in values.items()}, trainer.global_step)
-        trainer.callback_metrics.update(values)
+        self.record(trainer, "sample", self.metrics)
 
 
 class Reconstructions(_EverySteps):
-    """Pictures above their reconstructions from the averaged weights, above |difference|."""
+    """Pictures above their reconstructions from the averaged weights, above |difference|; the
+    metrics see the reconstructions of every picture, shared evenly by the ranks.
 
-    def __init__(self, *, every: int, folder: Path, images: Image) -> None:
+    `pictures` gives batches of images afresh each time it is called.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int,
+        folder: Path,
+        pictures: Callable[[], Iterable[Image]],
+        shown: int,
+        metrics: Mapping[str, Metric],
+    ) -> None:
         super().__init__(every, folder)
-        self.images = images
+        self.pictures, self.shown, self.metrics = pictures, shown, dict(metrics)
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
-        """Reconstruct and show."""
-        images = self.images.to(module.device)
-        made = module.reconstruct(images).float()
+        """Reconstruct, show, measure."""
+        for metric in self.metrics.values():
+            metric.reset()
+        for number, batch in enumerate(self.pictures()):
+            images = batch.to(module.device)
+            if number and number % trainer.world_size != trainer.global_rank:
+                continue
+            made = module.reconstruct(images).float()
+            if number == 0:
+                self._compare(trainer, images[: self.shown], made[: self.shown])
+            if number % trainer.world_size == trainer.global_rank:
+                for metric in self.metrics.values():
+                    metric.to(made.device).update(made, [""] * len(made))
+        self.record(trainer, "reconstruction", self.metrics)
+
+    def _compare(self, trainer: L.Trainer, images: Image, made: Image) -> None:
         difference = (images - made).abs() - 1
         self.show(trainer, [*images, *made, *difference], len(images), "reconstructions")

@@ -1,0 +1,137 @@
+"""`ldm shards make|info`: tar shards out of pictures, and what shards hold."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_OPTIONS = {  # of `make`, with their defaults: what the shards depend on
+    "size": None,
+    "background": "white",
+    "format": None,
+    "quality": 95,
+    "shard_size": 10_000,
+    "hold_out": None,
+    "hold_out_every": 20,
+    "missing_caption": "error",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb `shards` and its own verbs."""
+    parser = subparsers.add_parser("shards", help="make, inspect and verify tar shards")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_make(verbs)
+    info = verbs.add_parser("info", help="counts, sizes, captions, a sheet of random samples")
+    info.add_argument("shards", help="a folder of shards, or their paths with braces and globs")
+    info.add_argument("--sheet", metavar="PNG", help="write random samples with captions to PNG")
+    info.set_defaults(func=run)
+
+
+def _add_make(verbs: Any) -> None:
+    make = verbs.add_parser(
+        "make",
+        help="write shards from pictures",
+        description="SRC is a folder: with metadata.jsonl (file_name, text), or with a .txt beside "
+        "each picture, or with one folder per class.",
+    )
+    make.add_argument("source", metavar="SRC")
+    make.add_argument("destination", metavar="DST")
+    make.add_argument("--size", type=int, help="shrink so that the short side has SIZE pixels")
+    make.add_argument("--background", help="behind transparent pictures")
+    make.add_argument("--format", choices=["webp", "png", "jpg"], help="default: webp with --size")
+    make.add_argument("--quality", type=int, help="1 to 100; 100 is lossless in webp")
+    make.add_argument("--shard-size", type=int, help="samples a shard")
+    make.add_argument("--hold-out", metavar="PATTERN", help="regular expression, see docs/data.md")
+    make.add_argument("--hold-out-every", type=int, metavar="N")
+    make.add_argument("--missing-caption", choices=["error", "drop", "empty"])
+    make.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    make.set_defaults(func=run, **_OPTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 0; what is wrong with the user's input is a ValueError."""
+    verbs: dict[str, Callable[[argparse.Namespace], int]] = {"make": _make, "info": _info}
+    return verbs[args.verb](args)
+
+
+def _make(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from rich.progress import Progress
+
+    from ldm.data.entries import of_folder, with_captions
+    from ldm.data.hold_out import held_out
+    from ldm.data.make import Encoding, make_shards
+
+    _refuse_numbers(args)
+    source = Path(args.source)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is no folder; name one that holds pictures")
+    entries = with_captions(of_folder(source), args.missing_caption)
+    held = held_out([entry.caption for entry in entries], args.hold_out_every, args.hold_out)
+    splits = {
+        "train": [entry for entry, out in zip(entries, held, strict=True) if not out],
+        "val": [entry for entry, out in zip(entries, held, strict=True) if out],
+    }
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("shards", total=len(entries))
+        manifest = make_shards(
+            splits,
+            Path(args.destination),
+            Encoding(args.size, args.background, args.format, args.quality),
+            shard_size=args.shard_size,
+            jobs=args.jobs,
+            command=_recorded(args),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(f"{args.destination}: {manifest['samples']}")
+    return 0
+
+
+def _recorded(args: argparse.Namespace) -> str:
+    """The command with which these shards can be made again, without this machine's folders."""
+    words = ["ldm", "shards", "make", os.path.basename(os.path.normpath(args.source))]
+    words += [os.path.basename(os.path.normpath(args.destination))]
+    for name, default in _OPTIONS.items():
+        value = getattr(args, name)
+        if value != default:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _refuse_numbers(args: argparse.Namespace) -> None:
+    for name in ("size", "shard_size", "jobs"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; set 1 or more")
+    if not 1 <= args.quality <= 100:
+        raise ValueError(f"--quality is {args.quality}; set 1 to 100")
+
+
+def _info(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from ldm.data.keep import Keep
+    from ldm.data.reading import Reading
+    from ldm.data.report import Sheet, describe
+    from ldm.data.shard_set import open_index
+    from ldm.data.shards import ShardData
+    from ldm.data.sources import expand
+
+    folder = Path(args.shards)
+    paths = expand(str(folder / "*.tar") if folder.is_dir() else args.shards)
+    splits: dict[str, list[str]] = {}
+    for path in paths:
+        splits.setdefault(Path(path).name.rpartition("-")[0], []).append(path)
+    for split, members in splits.items():
+        print(f"{split or 'shards'}")
+        for line in describe([open_index(Path(path), Reading()) for path in members]):
+            print(f"  {line}")
+    if args.sheet:
+        data = ShardData(paths, 128, keep=Keep(missing_caption="empty"))
+        Sheet().save(data, Path(args.sheet))
+        print(f"sheet      {args.sheet}")
+    return 0

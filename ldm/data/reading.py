@@ -1,0 +1,30 @@
+"""How shards are read: what is kept near, how often is tried, how much may be lost."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`window` samples are shuffled together; a share of at most `tolerate` may be unreadable.
+
+    With `salvage` a shard that was cut gives its whole samples instead of an error.
+    `cache` is the folder for copies of remote shards and for indexes that cannot be written beside
+    their shards (default: ldm under $XDG_CACHE_HOME or ~/.cache), of at most `cache_gigabytes`.
+    `retries` and `timeout` (seconds) hold for each shard. `pipe` allows `pipe:` addresses, which
+    run a shell command.
+    """
+
+    window: int = 10_000
+    tolerate: float = 0.01
+    salvage: bool = False
+    cache: str | None = None
+    cache_gigabytes: float = 50.0
+    retries: int = 4
+    timeout: float = 300.0
+    pipe: bool = False
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"reading.window is {self.window}; set it to 1 or more samples")
+        if not 0 <= self.tolerate < 1:
+            raise ValueError(f"reading.tolerate is {self.tolerate}; set a share in [0, 1)")

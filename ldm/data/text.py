@@ -1,0 +1,48 @@
+"""Captions out of bytes: strict UTF-8, and nothing that a tokenizer chokes on."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_UNWANTED = re.compile("[\0\ud800-\udfff]")  # lone surrogates come from JSON escapes
+
+
+def caption_of(raw: bytes) -> str:
+    """The caption without its byte-order mark and outer blanks; NUL becomes U+FFFD.
+
+    Raises ValueError when the bytes are not UTF-8.
+    """
+    try:
+        return cleaned(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the caption is not UTF-8 (byte {error.start}: {raw[:24]!r})") from None
+
+
+def cleaned(caption: str) -> str:
+    """No byte-order mark, no outer blanks; U+FFFD for NUL and for lone surrogates."""
+    return _UNWANTED.sub("�", caption.removeprefix("﻿")).strip()
+
+
+def record_of(raw: bytes) -> dict[str, Any]:
+    """The object in a .json member. Raises ValueError when it is none."""
+    try:
+        record = json.loads(raw)
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise ValueError(f"unreadable JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"the JSON holds a {type(record).__name__}, not an object")
+    return record
+
+
+def field_of(record: Mapping[str, Any], field: str) -> str:
+    """A caption in a JSON record; empty where it is missing or null.
+
+    Raises ValueError when the field holds something else than text.
+    """
+    value = record.get(field)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"JSON field {field!r} holds {value!r}, which is no text")
+    return cleaned(value)

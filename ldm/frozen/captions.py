@@ -1,0 +1,143 @@
+"""Captions in, conditions out: frozen text encoders, and a memory of what they said."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ldm.frozen.clip import Clip
+from ldm.types import Condition
+
+
+@runtime_checkable
+class CaptionEncoder(Protocol):
+    """Captions to conditions, one row a caption.
+
+    `width` is that of the tokens, `pooled_width` that of the pooled vector, 0 where there is none.
+    """
+
+    @property
+    def width(self) -> int:
+        """Width of `Condition.tokens`."""
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of `Condition.pooled`, or 0."""
+
+    def __call__(self, captions: list[str]) -> Condition:
+        """The empty caption is the null condition of classifier-free guidance."""
+
+    def to(self, device: torch.device) -> None:
+        """Move weights; later conditions come from there."""
+
+
+class Row(NamedTuple):
+    """What an encoder said of one caption: `[l d]`, `[l]`, `[p]` or None."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return sum(part.nbytes for part in self if part is not None)
+
+
+class RowMemory:
+    """The most recently used rows, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self.rows: OrderedDict[str, Row] = OrderedDict()
+
+    def __call__(self, captions: list[str], encode: Callable[[list[str]], Condition]) -> Condition:
+        """Encode what is not remembered, once each, and put the rows in the captions' order."""
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self.rows]
+        if missing:
+            fresh = encode(missing)
+            for index, caption in enumerate(missing):
+                pooled = None if fresh.pooled is None else fresh.pooled[index].clone()
+                row = Row(fresh.tokens[index].clone(), fresh.mask[index].clone(), pooled)
+                self.rows[caption] = row
+                self.size += row.size
+        for caption in captions:
+            self.rows.move_to_end(caption)
+        found = [self.rows[caption] for caption in captions]
+        while self.size > self.limit:
+            self.size -= self.rows.popitem(last=False)[1].size
+        vectors = [row.pooled for row in found if row.pooled is not None]
+        return Condition(
+            torch.stack([row.tokens for row in found]),
+            torch.stack([row.mask for row in found]),
+            torch.stack(vectors) if vectors else None,
+        )
+
+    def clear(self) -> None:
+        """Forget everything, as after a move to another device."""
+        self.rows.clear()
+        self.size = 0
+
+
+class OpenClipCaptions:
+    """Token states and the pooled embedding of an open_clip text tower.
+
+    Tokens are the states of layer `layer` (-1 the last, -2 the one before) after the final layer
+    norm; those up to and with end-of-text count. `pooled` is the projected text embedding, not
+    normalised. Captions longer than the model's context are cut, and the first time that happens
+    a warning counts their tokens. `cache_bytes` bounds the memory of captions already encoded.
+    """
+
+    def __init__(self, clip: Clip, *, layer: int = -1, cache_bytes: int = 2**28) -> None:
+        self.model: Any = clip.model.eval().requires_grad_(False)
+        self.tokenizer = clip.tokenizer
+        self.layer = layer
+        self.device = torch.device("cpu")
+        self.memory = RowMemory(cache_bytes)
+        self.cut_was_told = False
+        null = self._encode([""])
+        assert null.pooled is not None
+        self.width = null.tokens.shape[2]
+        self.pooled_width = null.pooled.shape[1]
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights; later conditions come from there."""
+        self.device = device
+        self.model.to(device)
+        self.memory.clear()
+
+    def __call__(self, captions: list[str]) -> Condition:
+        """`[b l d]` with l the model's context length, whatever the captions' own."""
+        return self.memory(captions, self._encode)
+
+    @torch.no_grad()
+    def _encode(self, captions: list[str]) -> Condition:
+        self._warn_of_cuts(captions)
+        ids = self.tokenizer(captions).to(self.device)
+        # A batch in autocast would remember rounded rows that a later one in full precision sees.
+        with torch.autocast(self.device.type, enabled=False):
+            states = self.model.forward_intermediates(
+                text=ids, normalize=False, normalize_intermediates=True
+            )
+        end = (ids == self.tokenizer.eot_token_id).int().argmax(dim=1)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
+        return Condition(states["text_intermediates"][self.layer], mask, states["text_features"])
+
+    def _warn_of_cuts(self, captions: list[str]) -> None:
+        if self.cut_was_told:
+            return
+        room = self.tokenizer.context_length
+        for caption in captions:
+            count = len(self.tokenizer.encode(caption)) + 2
+            if count > room:
+                self.cut_was_told = True
+                warnings.warn(
+                    f"a caption of {count} tokens is cut to the text encoder's {room}, and so will "
+                    f"others be, without a further word: {caption[:60]!r}...",
+                    stacklevel=2,
+                )
+                return

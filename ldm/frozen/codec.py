@@ -1,0 +1,220 @@
+"""A frozen autoencoder, the record of what its latents look like, and the affine map between.
+
+The record is a contract: it names the weights that it was measured with, and a codec is not built
+from weights and a record that do not belong together.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from ldm.models import Autoencoder
+from ldm.types import Draws, Image, Latent, Posterior
+
+
+@dataclass(frozen=True)
+class LatentStatistics:
+    """What the latents of one encoder look like over one data set.
+
+    `std` includes the posterior's own spread, so that drawn latents have variance 1 after
+    normalisation. `covariance` is of latent vectors over positions and pictures. `fingerprint` is
+    None only for published codecs, whose weights come from elsewhere.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    factor: int
+    fingerprint: str | None
+    covariance: tuple[tuple[float, ...], ...] | None = None
+    count: int = 0  # pictures measured
+    smallest: tuple[int, int] | None = None  # height and width of the smallest picture measured
+    largest: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        flat = [c for c, std in enumerate(self.std) if not std > 0]
+        if flat or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"latent channels {flat} have no spread (std {[self.std[c] for c in flat]}), so "
+                "they cannot be normalised: train the autoencoder longer, with a smaller KL weight "
+                "or with fewer latent channels"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent."""
+        return len(self.mean)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON; the file is whole or not there."""
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        draft.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "LatentStatistics":
+        """Read what `save` wrote; ValueError when the file is no such record."""
+        try:
+            record: dict[str, Any] = json.loads(path.read_text())
+            return cls(**{name: _as_tuple(value) for name, value in record.items()})
+        except (TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is no record of latent statistics ({error}): measure it again by running "
+                "the autoencoder's training to its end"
+            ) from None
+
+
+@dataclass
+class LatentMoments:
+    """Running sums over latents, float64; ranks add up exactly as one process would."""
+
+    channels: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        self.pictures = 0
+        self.numbers = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.total = torch.zeros(self.channels, dtype=torch.float64, device=self.device)
+        self.products = torch.zeros(self.channels, self.channels, dtype=torch.float64).to(
+            self.device
+        )
+        self.spread = torch.zeros(self.channels, dtype=torch.float64, device=self.device)
+
+    def update(self, posterior: Posterior) -> None:
+        """Take in a batch; ValueError when a latent is not finite."""
+        vectors = posterior.mean.double().transpose(0, 1).flatten(1)
+        if not bool(torch.isfinite(vectors).all()):
+            raise ValueError(
+                "the encoder gives latents that are not finite: the checkpoint is damaged or its "
+                "training diverged; take an earlier checkpoint"
+            )
+        self.pictures += len(posterior.mean)
+        self.numbers += vectors.shape[1]
+        self.total += vectors.sum(dim=1)
+        self.products += vectors @ vectors.T
+        self.spread += posterior.std.double().square().sum(dim=(0, 2, 3))
+
+    def add_ranks(self) -> None:
+        """Sum over all ranks of the default process group; every rank must call it."""
+        pictures = torch.tensor(self.pictures, device=self.device)
+        for part in (pictures, self.numbers, self.total, self.products, self.spread):
+            distributed.all_reduce(part)
+        self.pictures = int(pictures)
+
+    def covariance(self) -> Tensor:
+        """`[c c]` of drawn latents, float64."""
+        mean = self.total / self.numbers
+        means = self.products / self.numbers - mean.outer(mean)
+        return means + torch.diag(self.spread / self.numbers)
+
+
+@torch.no_grad()
+def latent_statistics(
+    autoencoder: Autoencoder, pictures: Iterable[Image], *, over_ranks: bool = False
+) -> LatentStatistics:
+    """Measure every picture once. With `over_ranks` each rank brings a share of the pictures and
+    all get the same record; every rank must call it then."""
+    device = autoencoder.last_layer().device
+    moments = LatentMoments(autoencoder.latent_channels, device)
+    sizes: set[tuple[int, int]] = set()
+    for images in pictures:
+        moments.update(autoencoder.encode(images.to(device)))
+        sizes.add((images.shape[2], images.shape[3]))
+    if over_ranks:
+        moments.add_ranks()
+        gathered: list[set[tuple[int, int]]] = [set() for _ in range(distributed.get_world_size())]
+        distributed.all_gather_object(gathered, sizes)
+        sizes = set().union(*gathered)
+    if not moments.pictures:
+        raise ValueError("there are no pictures to measure latents on; check data.train")
+    covariance = moments.covariance()
+    return LatentStatistics(
+        mean=tuple((moments.total / moments.numbers).tolist()),
+        std=tuple(covariance.diagonal().sqrt().tolist()),
+        factor=autoencoder.factor,
+        fingerprint=fingerprint(autoencoder),
+        covariance=tuple(tuple(row) for row in covariance.tolist()),
+        count=moments.pictures,
+        smallest=min(sizes, key=lambda size: size[0] * size[1]),
+        largest=max(sizes, key=lambda size: size[0] * size[1]),
+    )
+
+
+def fingerprint(autoencoder: Autoencoder) -> str:
+    """SHA-256 over the weights that make latents: another decoder leaves it as it is."""
+    digest = hashlib.sha256()
+    for number, part in enumerate(autoencoder.encoding()):
+        for name, value in sorted(part.state_dict().items()):
+            digest.update(f"{number}.{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class LatentCodec:
+    """Pictures to normalised latents and back. A plain object: what is frozen is neither trained,
+    nor sharded, nor checkpointed."""
+
+    def __init__(self, autoencoder: Autoencoder, statistics: LatentStatistics) -> None:
+        _refuse_mismatch(autoencoder, statistics)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.statistics = statistics
+        self.mean = torch.tensor(statistics.mean)[:, None, None]
+        self.std = torch.tensor(statistics.std)[:, None, None]
+
+    def to(self, device: torch.device) -> "LatentCodec":
+        """Moves the autoencoder; returns itself."""
+        self.autoencoder.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
+        """(c, h, w) of the latent of a square picture; ValueError when the factor does not
+        divide its side."""
+        factor = self.autoencoder.factor
+        if image_size % factor:
+            raise ValueError(
+                f"image_size={image_size} does not divide by the autoencoder's factor {factor}: "
+                f"set image_size to a multiple of it"
+            )
+        return (self.autoencoder.latent_channels, image_size // factor, image_size // factor)
+
+    @torch.no_grad()
+    def encode(self, image: Image, draws: Draws | None = None) -> Latent:
+        """A draw from the posterior, its mean where there are no draws; normalised, float32."""
+        posterior = self.autoencoder.encode(image)
+        latent = posterior.mean
+        if draws is not None:
+            latent = posterior.sample(draws.normal(latent.shape[1:], "posterior"))
+        return (latent.float() - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, latent: Latent) -> Image:
+        """The picture in [-1, 1], float32."""
+        return self.autoencoder.decode(latent * self.std + self.mean).float().clamp(-1, 1)
+
+
+def _refuse_mismatch(autoencoder: Autoencoder, statistics: LatentStatistics) -> None:
+    for name, here, there in (
+        ("latent channels", autoencoder.latent_channels, statistics.channels),
+        ("a factor of", autoencoder.factor, statistics.factor),
+    ):
+        if here != there:
+            raise ValueError(
+                f"the autoencoder has {name} {here}, its latent statistics {there}: "
+                "take the latents.json that stands beside this autoencoder's checkpoint"
+            )
+    if statistics.fingerprint not in (None, fingerprint(autoencoder)):
+        raise ValueError(
+            "the latent statistics were measured with other weights than the autoencoder has: "
+            "take the latents.json that stands beside this checkpoint, or measure it again"
+        )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

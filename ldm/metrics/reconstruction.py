@@ -1,0 +1,93 @@
+"""How close reconstructions come to their pictures. Each is a mean over pictures, so that neither
+batch size nor ranks change it."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from ldm.metrics.exact import on_grid
+
+Picture = Float[Tensor, "b C H W"]  # in [-1, 1]; values outside are clamped first
+
+
+class PairMetric(Metric):
+    """The mean over pictures of a number that `measure` gives for each pair."""
+
+    full_state_update = False
+    higher_is_better: bool | None = True
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, **arguments: Any) -> None:  # torchmetrics' own arguments
+        super().__init__(**arguments)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
+        """One number a pair."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update(self, made: Picture, wanted: Picture) -> None:
+        """Takes in reconstructions and their pictures, both [-1, 1]."""
+        with torch.autocast(made.device.type, enabled=False):
+            numbers = self.measure(made.float().clamp(-1, 1), wanted.float().clamp(-1, 1))
+        self.total += on_grid(numbers).sum()
+        self.count += len(numbers)
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The mean, float64."""
+        return self.total / self.count
+
+
+class PSNR(PairMetric):
+    """Peak signal-to-noise ratio in dB, each picture's own; 100 at most, for equal pictures."""
+
+    def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
+        """10 log10(2^2 / mean squared error)."""
+        return psnr(made, wanted)
+
+
+class SSIM(PairMetric):
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5."""
+
+    def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
+        """Mean over positions at which the window fits, and over channels."""
+        return ssim(made, wanted)
+
+
+def psnr(made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
+    """In dB with a peak of 2, the range of [-1, 1]."""
+    error = (made - wanted).square().mean(dim=(1, 2, 3))
+    return 10 * torch.log10(4 / error.clamp(min=4e-10))
+
+
+def ssim(made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
+    """Equations 13 of Wang et al. with K1 = 0.01, K2 = 0.03 and a range of 2; sides >= 11."""
+    if min(made.shape[2:]) < 11:
+        raise ValueError(
+            f"SSIM looks through a window of 11 pixels, pictures are {list(made.shape[2:])}: "
+            "use larger ones, or PSNR"
+        )
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    x, y = made.double(), wanted.double()
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    variance_x = _blurred(x * x) - mean_x.square()
+    variance_y = _blurred(y * y) - mean_y.square()
+    covariance = _blurred(x * y) - mean_x * mean_y
+    likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    likeness /= (mean_x.square() + mean_y.square() + c1) * (variance_x + variance_y + c2)
+    return likeness.mean(dim=(1, 2, 3)).float()
+
+
+def _blurred(x: Picture) -> Float[Tensor, "b C h w"]:
+    """A Gaussian of sigma 1.5 over 11 x 11 pixels, where it fits."""
+    offsets = torch.arange(-5, 6, dtype=x.dtype, device=x.device)
+    window = torch.exp(-offsets.square() / (2 * 1.5**2))
+    window = (window / window.sum()).repeat(x.shape[1], 1)
+    x = F.conv2d(x, window[:, None, :, None], groups=x.shape[1])
+    return F.conv2d(x, window[:, None, None, :], groups=x.shape[1])

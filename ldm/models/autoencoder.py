@@ -1,0 +1,279 @@
+"""Convolutional autoencoders of the latent-diffusion family (Rombach et al. 2022, appendix E).
+
+An image [b C H W] becomes a latent [b c H/f W/f] with f = patch * 2**(levels - 1), and comes back.
+Levels are counted from the finest; the decoder walks them from the coarsest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ldm.models.layers import (
+    Downsample,
+    ResidualBlock,
+    SpatialAttention,
+    Upsample,
+    at_least_float32,
+)
+from ldm.types import Posterior
+
+Picture = Float[Tensor, "b C H W"]  # in [-1, 1], of any number of channels
+Latent = Float[Tensor, "b c h w"]  # as the encoder leaves it: not yet normalised
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What a bottleneck makes of a latent: the same shape; where there is a codebook, the index of
+    each position's entry, and the loss that keeps encoder and codebook together."""
+
+    latent: Latent
+    codes: Int[Tensor, "b h w"] | None = None
+    penalty: Float[Tensor, ""] | None = None
+
+
+class Autoencoder(nn.Module):
+    """What training and `LatentCodec` ask of an autoencoder: `encode` and `expand` are its two
+    halves, `quantise` stands between them."""
+
+    image_channels: int
+    latent_channels: int
+    factor: int  # pixels a latent cell, in each direction
+
+    def encode(self, image: Picture) -> Posterior:
+        """A Gaussian over latents, float32; std is 0 where the encoder is deterministic."""
+        raise NotImplementedError
+
+    def expand(self, latent: Latent) -> Picture:
+        """The decoding network alone."""
+        raise NotImplementedError
+
+    def last_layer(self) -> Tensor:
+        """The weight that writes pixels: where reconstruction and critic are balanced."""
+        raise NotImplementedError
+
+    def encoding(self) -> list[nn.Module]:
+        """The parts that make a latent: what decoder-only training freezes and what a latent's
+        fingerprint covers."""
+        raise NotImplementedError
+
+    def quantise(self, latent: Latent) -> Quantised:
+        """The bottleneck; the identity where there is no codebook."""
+        return Quantised(latent)
+
+    def decode(self, latent: Latent) -> Picture:
+        """The picture of a latent as `encode` gives it; not clamped."""
+        return self.expand(self.quantise(latent).latent)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention where wanted."""
+
+    def __init__(
+        self, channels: int, out_channels: int, blocks: int, *, attention: bool, groups: int
+    ) -> None:
+        super().__init__()
+        widths = [channels] + [out_channels] * blocks
+        self.blocks = nn.ModuleList(
+            ResidualBlock(here, there, groups=groups) for here, there in pairwise(widths)
+        )
+        self.attentions = nn.ModuleList(
+            SpatialAttention(out_channels, groups=groups) if attention else nn.Identity()
+            for _ in range(blocks)
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
+        """Rows and columns stay."""
+        for block, attention in zip(self.blocks, self.attentions, strict=True):
+            x = attention(block(x))
+        return x
+
+
+def _middle(channels: int, *, attention: bool, groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels, groups=groups),
+        SpatialAttention(channels, groups=groups) if attention else nn.Identity(),
+        ResidualBlock(channels, channels, groups=groups),
+    )
+
+
+class Encoder(nn.Module):
+    """Pixels to features of the coarsest level, `out_channels` wide."""
+
+    def __init__(
+        self,
+        image_channels: int,
+        out_channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        *,
+        attention_levels: Sequence[int],
+        middle_attention: bool,
+        patch: int,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.conv_in = nn.Conv2d(image_channels * patch**2, widths[0], 3, padding=1)
+        before = [widths[0], *widths[:-1]]
+        self.levels = nn.ModuleList(
+            Level(here, there, blocks, attention=index in attention_levels, groups=groups)
+            for index, (here, there) in enumerate(zip(before, widths, strict=True))
+        )
+        self.resamples = nn.ModuleList(Downsample(width) for width in widths[:-1])
+        self.middle = _middle(widths[-1], attention=middle_attention, groups=groups)
+        self.norm_out = nn.GroupNorm(groups, widths[-1], 1e-6)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, image: Picture) -> Float[Tensor, "b out h w"]:
+        """Each level but the last is followed by a halving of rows and columns."""
+        x = self.conv_in(F.pixel_unshuffle(image, self.patch))
+        for index, level in enumerate(self.levels):
+            x = level(x)
+            if index < len(self.resamples):
+                x = self.resamples[index](x)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nn.Module):
+    """Features of the coarsest level to pixels: a residual block a level more than the encoder."""
+
+    def __init__(
+        self,
+        image_channels: int,
+        in_channels: int,
+        widths: Sequence[int],
+        blocks: int,
+        *,
+        attention_levels: Sequence[int],
+        middle_attention: bool,
+        patch: int,
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        coarse_first = list(reversed(widths))
+        self.conv_in = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
+        self.middle = _middle(widths[-1], attention=middle_attention, groups=groups)
+        before = [coarse_first[0], *coarse_first[:-1]]
+        last = len(widths) - 1
+        self.levels = nn.ModuleList(
+            Level(here, there, blocks + 1, attention=last - step in attention_levels, groups=groups)
+            for step, (here, there) in enumerate(zip(before, coarse_first, strict=True))
+        )
+        self.resamples = nn.ModuleList(Upsample(width) for width in coarse_first[:-1])
+        self.norm_out = nn.GroupNorm(groups, widths[0], 1e-6)
+        self.conv_out = nn.Conv2d(widths[0], image_channels * patch**2, 3, padding=1)
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Picture:
+        """Each level but the last is followed by a doubling of rows and columns."""
+        x = self.middle(self.conv_in(features))
+        for index, level in enumerate(self.levels):
+            x = level(x)
+            if index < len(self.resamples):
+                x = self.resamples[index](x)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
+
+
+class KLAutoencoder(Autoencoder):
+    """A diagonal Gaussian over latents, kept loosely near the standard one by a KL term.
+
+    `width` and `multipliers` give the channels of each level, `blocks` the residual blocks a level,
+    `attention_levels` the levels (0 the finest) with attention. With `patch` > 1 pixels are first
+    folded into channels, patch * patch at a time, which is what makes small models fast on CPUs.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 4, 4),
+        blocks: int = 2,
+        attention_levels: Sequence[int] = (),
+        middle_attention: bool = True,
+        patch: int = 1,
+        groups: int = 32,
+        image_channels: int = 3,
+        latent_convolutions: bool = True,
+    ) -> None:
+        super().__init__()
+        widths = [width * multiplier for multiplier in multipliers]
+        check_widths(widths, groups)
+        self.image_channels = image_channels
+        self.latent_channels = latent_channels
+        self.factor = patch * 2 ** (len(widths) - 1)
+        moments = 2 * latent_channels
+        self.encoder = Encoder(
+            image_channels,
+            moments,
+            widths,
+            blocks,
+            attention_levels=attention_levels,
+            middle_attention=middle_attention,
+            patch=patch,
+            groups=groups,
+        )
+        self.decoder = Decoder(
+            image_channels,
+            latent_channels,
+            widths,
+            blocks,
+            attention_levels=attention_levels,
+            middle_attention=middle_attention,
+            patch=patch,
+            groups=groups,
+        )
+        self.to_moments = nn.Conv2d(moments, moments, 1) if latent_convolutions else nn.Identity()
+        self.from_latent = (
+            nn.Conv2d(latent_channels, latent_channels, 1) if latent_convolutions else nn.Identity()
+        )
+
+    def encode(self, image: Picture) -> Posterior:
+        """Mean and std `[b c H/f W/f]`, float32 under autocast too."""
+        check_image(image, self.image_channels, self.factor)
+        moments = self.to_moments(self.encoder(image))
+        mean, log_variance = at_least_float32(moments).chunk(2, dim=1)
+        return Posterior(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
+
+    def expand(self, latent: Latent) -> Picture:
+        """The picture, not clamped."""
+        return self.decoder(self.from_latent(latent))
+
+    def last_layer(self) -> Tensor:
+        """The decoder's last convolution."""
+        return self.decoder.conv_out.weight
+
+    def encoding(self) -> list[nn.Module]:
+        """The encoder and the convolution behind it."""
+        return [self.encoder, self.to_moments]
+
+
+def check_widths(widths: Sequence[int], groups: int) -> None:
+    """Refuse channel numbers that group normalisation cannot split."""
+    odd = [width for width in widths if width % groups]
+    if odd:
+        raise ValueError(
+            f"channels {odd} do not split into {groups} groups for normalisation: "
+            "set `groups` to a common divisor of width * multipliers"
+        )
+
+
+def check_image(image: Picture, channels: int, factor: int) -> None:
+    """Refuse pictures that the network cannot take, with the remedy."""
+    if image.shape[1] != channels:
+        raise ValueError(
+            f"images have {image.shape[1]} channels, the autoencoder takes {channels}: "
+            "convert them (to RGB for 3) or set autoencoder.image_channels"
+        )
+    height, width = image.shape[2:]
+    if height % factor or width % factor:
+        raise ValueError(
+            f"images are {height}x{width}, which the autoencoder's factor {factor} does not "
+            f"divide: crop or resize to {height // factor * factor or factor}x"
+            f"{width // factor * factor or factor}"
+        )

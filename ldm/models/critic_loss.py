@@ -1,0 +1,101 @@
+"""The critic in training: when it joins, how hard it presses, what keeps it calm."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ldm.models.critic import Adversary, Logits, Picture, frozen
+from ldm.models.layers import at_least_float32
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The critic's loss, and what it thought; `accuracy` is the share of patches told right."""
+
+    loss: Float[Tensor, ""]
+    real: Float[Tensor, ""]
+    fake: Float[Tensor, ""]
+    accuracy: Float[Tensor, ""]
+
+
+class CriticLoss(nn.Module):
+    """A critic that starts to learn at step `start`, and whose say grows from 0 to `weight` over
+    the `ramp` steps after: a fresh critic knows nothing worth following.
+
+    With `adaptive` its term is scaled so that at the decoder's last layer its gradient is as long
+    as the reconstruction's, at most `most` times (VQGAN, eq. 7). `r1` weights the squared gradient
+    of real logits (Mescheder et al. 2018), `lecam` the distance of each side's logits from the
+    other's running mean (Tseng et al. 2021, eq. 4). Holds the trained critic and those two means.
+    """
+
+    real_mean: Tensor
+    fake_mean: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        adversary: Adversary,
+        *,
+        weight: float = 0.5,
+        start: int = 0,
+        ramp: int = 0,
+        adaptive: bool = True,
+        most: float = 100.0,
+        r1: float = 0.0,
+        lecam: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.adversary = adversary
+        self.weight, self.start, self.ramp = weight, start, ramp
+        self.adaptive, self.most = adaptive, most
+        self.r1, self.lecam = r1, lecam
+        self.register_buffer("real_mean", torch.zeros(()))
+        self.register_buffer("fake_mean", torch.zeros(()))
+
+    def active(self, step: int) -> bool:
+        """Whether the critic learns at this optimizer step."""
+        return step >= self.start
+
+    def pressure(self, step: int) -> float:
+        """The weight of its term in the autoencoder's loss at this optimizer step."""
+        if not self.active(step):
+            return 0.0
+        return self.weight * min(1.0, (step - self.start) / self.ramp if self.ramp else 1.0)
+
+    def fooled(self, reconstruction: Picture) -> Float[Tensor, ""]:
+        """The autoencoder's term: no gradient reaches the critic's weights."""
+        with frozen(self.network) as network:
+            return self.adversary.fooled(at_least_float32(network(reconstruction)))
+
+    def caught(self, image: Picture, reconstruction: Picture) -> Verdict:
+        """The critic's own term: no gradient reaches the autoencoder."""
+        image = image.detach().requires_grad_(self.r1 > 0)
+        real = at_least_float32(self.network(image))
+        fake = at_least_float32(self.network(reconstruction.detach()))
+        loss = self.adversary.caught(real, fake)
+        if self.r1:
+            (slope,) = torch.autograd.grad(real.sum(), image, create_graph=True)
+            loss = loss + 0.5 * self.r1 * slope.square().sum(dim=(1, 2, 3)).mean()
+        if self.lecam:
+            self._remember(real, fake)
+            spread = (real - self.fake_mean).square().mean() + (
+                fake - self.real_mean
+            ).square().mean()
+            loss = loss + self.lecam * spread
+        right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
+        return Verdict(loss, real.detach().mean(), fake.detach().mean(), right)
+
+    @torch.no_grad()
+    def _remember(self, real: Logits, fake: Logits) -> None:
+        """Running means of both sides, over all ranks; a non-finite batch is not remembered."""
+        means = torch.stack([real.mean(), fake.mean()])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(means)
+            means /= distributed.get_world_size()
+        means = torch.where(means.isfinite(), means, torch.stack([self.real_mean, self.fake_mean]))
+        self.real_mean.lerp_(means[0], 0.01)
+        self.fake_mean.lerp_(means[1], 0.01)

@@ -1,0 +1,188 @@
+"""Training of the autoencoder: reconstruction, and an adversary that joins later.
+
+Both networks share one optimizer and one backward pass. The critic's weights are frozen where it
+judges for the autoencoder, the reconstruction is detached where the critic learns; so the gradients
+are those of two separate losses, and a step stays one step to Lightning.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ldm.frozen.codec import latent_statistics
+from ldm.metrics.reconstruction import PSNR, SSIM
+from ldm.models.autoencoder import Autoencoder
+from ldm.models.autoencoder_losses import ReconstructionLoss
+from ldm.models.critic_loss import CriticLoss
+from ldm.models.layers import at_least_float32
+from ldm.training.clipping import ClipsByNetwork
+from ldm.training.data import draws_of
+from ldm.training.ema import follow, gradual_decay, twin
+from ldm.training.nonfinite import NonFinitePolicy
+from ldm.types import Image
+
+__all__ = ["AutoencoderModule", "latent_statistics"]
+
+
+class AutoencoderModule(ClipsByNetwork):
+    """The first stage. A checkpoint's top names are `network`, `average` and `critic`.
+
+    With `freeze_encoder` only the decoder is trained: latents, their statistics and their
+    fingerprint stay what they are. `on_nonfinite` is `stop` or `skip`.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        loss: ReconstructionLoss,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        lr_schedule: Callable[[Optimizer], LRScheduler],
+        critic: CriticLoss | None = None,
+        ema_decay: float = 0.999,
+        freeze_encoder: bool = False,
+        on_nonfinite: str = "stop",
+    ) -> None:
+        super().__init__()
+        self.network = autoencoder
+        self.average = twin(autoencoder)
+        self.critic = critic
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.ema_decay = ema_decay
+        self.freeze_encoder = freeze_encoder
+        self.nonfinite = NonFinitePolicy(on_nonfinite)
+        self.psnr, self.ssim = PSNR(), SSIM()
+        if freeze_encoder:
+            for part in autoencoder.encoding():
+                part.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Put what is frozen where the training runs."""
+        self.loss.to(self.trainer.strategy.root_device)  # self.device is not moved yet
+
+    def train(self, mode: bool = True) -> "AutoencoderModule":
+        """As of any module, but the average stays in evaluation, and so does a frozen encoder."""
+        super().train(mode)
+        self.average.eval()
+        for part in self.network.encoding() if self.freeze_encoder else []:
+            part.eval()
+        return self
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The sum of the autoencoder's loss and, once it has joined, the critic's."""
+        image, draws = batch["image"], draws_of(self, batch)
+        posterior = self.network.encode(image)
+        noise = draws.normal(posterior.mean.shape[1:], "posterior")
+        quantised = self.network.quantise(posterior.sample(noise))
+        reconstruction = self.network.expand(quantised.latent)
+        terms = self.loss(reconstruction, image, posterior)
+        self.nonfinite.watch(batch["key"], terms.total)
+        loss = terms.total.mean()
+        self._log_terms(terms)
+        if quantised.penalty is not None:
+            loss = loss + quantised.penalty
+            self.log("train/codebook", quantised.penalty)
+        loss = loss + self._adversarial(image, reconstruction, terms.reconstruction.mean())
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """A critic that has not joined has no gradient; a broken step reaches no weights."""
+        if self.critic is not None and not self.critic.active(self.global_step):
+            self.critic.zero_grad(set_to_none=True)
+        self.nonfinite.guard(self)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the average follow: once an optimizer step, not once a batch."""
+        super().optimizer_step(*args, **kwargs)
+        decay = gradual_decay(self.ema_decay, self.trainer.global_step)
+        follow(self.average, self.network, decay)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The average's reconstructions against their pictures."""
+        image = batch["image"]
+        posterior = self.average.encode(image)
+        made = self.average.decode(posterior.mean)
+        terms = self.loss(made, image, posterior)
+        self.psnr.update(made, image)
+        self.ssim.update(made, image)
+        self.log("val/psnr", self.psnr, prog_bar=True)
+        self.log("val/ssim", self.ssim)
+        self.log("val/loss", terms.total.mean(), sync_dist=True, batch_size=len(image))
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer over everything that is trained, its learning rate set once a step."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.optimizer(trained)
+        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    @torch.no_grad()
+    def reconstruct(self, images: Image) -> Image:
+        """The average's reconstruction from the posterior's mean, in [-1, 1], float32."""
+        latent = self.average.encode(images).mean
+        return self.average.decode(latent).float().clamp(-1, 1)
+
+    def _adversarial(
+        self, image: Image, reconstruction: Image, kept: Float[Tensor, ""]
+    ) -> Float[Tensor, ""]:
+        """Both sides' terms, weighted; before the critic joins, a 0 that touches its weights, so
+        that DDP finds them used."""
+        critic = self.critic
+        if critic is None:
+            return torch.zeros_like(kept)
+        if not critic.active(self.global_step):
+            return sum((p.sum() * 0.0 for p in critic.parameters()), torch.zeros_like(kept))
+        pressure = critic.pressure(self.global_step)
+        verdict = critic.caught(image, reconstruction)
+        self.log_dict(
+            {
+                "critic/loss": verdict.loss,
+                "critic/real": verdict.real,
+                "critic/fake": verdict.fake,
+                "critic/accuracy": verdict.accuracy,
+                "critic/pressure": pressure,
+            }
+        )
+        if pressure == 0.0:
+            return verdict.loss
+        fooled = critic.fooled(reconstruction)
+        if critic.adaptive:
+            scale = balance(kept, fooled, self.network.last_layer(), critic.most)
+            self.log("critic/adaptive_weight", scale)
+            fooled = scale * fooled
+        self.log("train/fooled", fooled)
+        return pressure * fooled + verdict.loss
+
+    def _log_terms(self, terms: Any) -> None:
+        self.log_dict(
+            {
+                "train/pixel": terms.pixel.mean(),
+                "train/edges": terms.edges.mean(),
+                "train/perceptual": terms.perceptual.mean(),
+                "train/kl": terms.kl.mean(),
+            }
+        )
+
+
+def balance(
+    kept: Float[Tensor, ""], fooled: Float[Tensor, ""], last_layer: Tensor, most: float
+) -> Float[Tensor, ""]:
+    """|gradient of kept| / |gradient of fooled| at the last layer, in [0, most], detached
+    (Esser et al. 2021, eq. 7); of the gradients over all ranks, so that every rank has the same."""
+    slopes = [
+        torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (kept, fooled)
+    ]
+    both = at_least_float32(torch.stack(slopes))
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(both)  # the mean's factor cancels in the ratio
+    lengths = both.flatten(1).norm(dim=1)
+    return (lengths[0] / lengths[1].clamp(min=1e-8)).clamp(max=most)

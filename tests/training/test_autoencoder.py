@@ -1,0 +1,241 @@
+"""The training step against hand-written loops of two optimizers, and its promises about steps."""
+
+from functools import partial
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from autoencoder_runs import Pictures, pictures, trainer
+from torch import nn
+
+from ldm.models import L1, CriticLoss, Hinge, KLAutoencoder, PatchCritic, ReconstructionLoss
+from ldm.training.autoencoder import AutoencoderModule, balance
+from ldm.training.nonfinite import NonFiniteError
+from ldm.training.optim import warmup_constant
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),  # the average
+    pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers"),
+]
+KL = 1e-3
+WEIGHT = 0.3
+
+
+def small_autoencoder(dtype: torch.dtype = torch.float32) -> KLAutoencoder:
+    torch.manual_seed(0)
+    network = KLAutoencoder(
+        latent_channels=2, width=8, multipliers=(1, 2), blocks=1, groups=4, middle_attention=True
+    )
+    return network.to(dtype)
+
+
+def small_critic(**settings: Any) -> CriticLoss:
+    torch.manual_seed(1)
+    return CriticLoss(
+        PatchCritic(width=8, layers=2, groups=4), Hinge(), **{"weight": WEIGHT, **settings}
+    )
+
+
+def small_module(
+    dtype: torch.dtype = torch.float32, critic: CriticLoss | None = None, **settings: Any
+) -> AutoencoderModule:
+    module = AutoencoderModule(
+        small_autoencoder(),
+        ReconstructionLoss(L1(), kl=KL),
+        optimizer=settings.pop("optimizer", partial(torch.optim.Adam, lr=1e-3)),
+        lr_schedule=warmup_constant,
+        critic=critic,
+        ema_decay=settings.pop("ema_decay", 0.9),
+        **settings,
+    )
+    return module.to(dtype)
+
+
+def weights(module: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+def ordinary_loop(images: torch.Tensor, steps: int, start: int, adaptive: bool) -> dict[str, Any]:
+    """Two optimizers, two backward passes, as textbooks have it."""
+    network = small_autoencoder(torch.float64)
+    critic = small_critic().network.double()
+    for_network = torch.optim.Adam(network.parameters(), lr=1e-3)
+    for_critic = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    data = Pictures(images, 4)
+    for step, batch in zip(range(steps), data.train_dataloader(), strict=False):
+        image = batch["image"]
+        posterior = network.encode(image)
+        torch.set_default_dtype(torch.float64)  # as precision="64-true" does in a step
+        noise = data.draws(batch["position"], 4, image.device).normal((2, 8, 8), "posterior")
+        torch.set_default_dtype(torch.float32)
+        made = network.decode(posterior.mean + posterior.std * noise)
+        kept = (made - image).abs().mean(dim=(1, 2, 3)).mean()
+        variance = posterior.std**2
+        kl = 0.5 * (posterior.mean**2 + variance - 1 - variance.log()).sum(dim=(1, 2, 3))
+        loss = kept + KL * (kl / image[0].numel()).mean()
+        if step >= start:
+            fooled = -critic(made).mean()
+            scale = balance(kept, fooled, network.last_layer(), 100.0) if adaptive else 1.0
+            loss = loss + WEIGHT * scale * fooled
+        for_network.zero_grad()
+        loss.backward()
+        for_network.step()
+        if step >= start:
+            for_critic.zero_grad()
+            real, fake = critic(image), critic(made.detach())
+            (0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())).backward()
+            for_critic.step()
+    return {"network": weights(network), "critic": weights(critic)}
+
+
+@pytest.mark.parametrize(("start", "adaptive"), [(0, False), (0, True), (20, True)])
+def test_fifty_steps_equal_two_optimizers(start: int, adaptive: bool) -> None:
+    images = pictures(12, 16, dtype=torch.float64)
+    module = small_module(torch.float64, small_critic(start=start, adaptive=adaptive))
+    trainer(50, precision="64-true").fit(module, Pictures(images, 4))
+    expected = ordinary_loop(images, 50, start, adaptive)
+    assert module.critic is not None
+    assert torch.allclose(weights(module.network), expected["network"], rtol=0, atol=1e-6)
+    assert torch.allclose(weights(module.critic), expected["critic"], rtol=0, atol=1e-6)
+
+
+def test_four_turns_of_two_equal_a_batch_of_eight() -> None:
+    images = pictures(16, 16, dtype=torch.float64)
+    results = []
+    for turns in (1, 4):
+        module = small_module(torch.float64, small_critic(adaptive=False))
+        fit = trainer(5, precision="64-true", accumulate_grad_batches=turns)
+        fit.fit(module, Pictures(images, 8, accumulate=turns))
+        assert fit.global_step == 5
+        results.append([weights(module.network), weights(module.average), weights(module.critic)])
+    for whole, in_turns in zip(*results, strict=True):
+        assert torch.allclose(whole, in_turns, rtol=0, atol=1e-9)
+
+
+def gradients(module: AutoencoderModule, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one step's single backward pass: the network's and the critic's."""
+
+    class Keep(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, module: Any) -> None:
+            self.found = [
+                torch.cat([p.grad.flatten().clone() for p in part.parameters()])
+                for part in (module.network, module.critic)
+            ]
+
+    keep = Keep()
+    trainer(1, [keep]).fit(module, Pictures(pictures(4, 16), 4))
+    return keep.found[0], keep.found[1]
+
+
+def test_neither_network_has_gradients_of_the_others_term() -> None:
+    alone, untouched = gradients(small_module(critic=small_critic(start=5)), 5)
+    beside, learning = gradients(small_module(critic=small_critic(start=0, ramp=10)), 0)
+    pressed, _ = gradients(small_module(critic=small_critic(start=0)), 0)
+    assert torch.equal(alone, beside)  # the critic learns, and the autoencoder feels nothing of it
+    assert not torch.allclose(alone, pressed)
+    assert untouched.abs().max() == 0
+    module = small_module(critic=small_critic(start=0))
+    image = pictures(4, 16)
+    made = module.network.decode(module.network.encode(image).mean)
+    module.critic.fooled(made).backward()
+    assert all(p.grad is None for p in module.critic.parameters())
+    assert any(p.grad is not None for p in module.network.parameters())
+    assert learning.abs().max() > 0
+
+
+def test_the_critic_does_not_move_before_its_start() -> None:
+    module = small_module(
+        critic=small_critic(start=4),
+        optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.5),
+    )
+    before = weights(module.critic)
+    fit = trainer(4)
+    fit.fit(module, Pictures(pictures(4, 16), 4))
+    assert torch.equal(weights(module.critic), before)
+    trainer(5).fit(module, Pictures(pictures(4, 16), 4))
+    assert not torch.equal(weights(module.critic), before)
+
+
+def test_checkpoint_names_and_resumed_training(tmp_path: Any) -> None:
+    images = pictures(8, 16)
+    whole = small_module(critic=small_critic(start=1, lecam=0.1))
+    trainer(4).fit(whole, Pictures(images, 4))
+    first, path = small_module(critic=small_critic(start=1, lecam=0.1)), tmp_path / "half.ckpt"
+    fit = trainer(2)
+    fit.fit(first, Pictures(images, 4))
+    fit.save_checkpoint(path)
+    assert {name.split(".")[0] for name in torch.load(path)["state_dict"]} == {
+        "network",
+        "average",
+        "critic",
+    }
+
+
+def test_clipping_treats_each_network_alone() -> None:
+    module = small_module(critic=small_critic(start=0))
+    for network in (module.network, module.critic):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+    module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), 1.0, "norm")
+    for network in (module.network, module.critic):
+        norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
+        assert norm == pytest.approx(1.0, abs=1e-4)
+
+
+def test_decoder_only_training_leaves_latents_bit_for_bit() -> None:
+    image = pictures(4, 16)
+    module = small_module(freeze_encoder=True)
+    before, decoder = module.network.encode(image), weights(module.network.decoder)
+    trainer(3).fit(module, Pictures(image, 4))
+    for network in (module.network, module.average):
+        after = network.encode(image)
+        assert torch.equal(after.mean, before.mean)
+        assert torch.equal(after.std, before.std)
+    assert not torch.equal(weights(module.network.decoder), decoder)
+
+
+class _Poison(L.Callback):
+    """Makes one picture of one batch infinite."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self.step:
+            batch["image"] = batch["image"].clone()
+            batch["image"][1, 0, 0, 0] = float("inf")
+
+
+def test_stop_names_the_picture_and_keeps_the_weights() -> None:
+    module = small_module(critic=small_critic(start=0))
+    kept: list[torch.Tensor] = []
+
+    class Before(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            kept.append(weights(module))
+
+    with pytest.raises(NonFiniteError, match=r"step 2: .*picture-9.*on_nonfinite=skip"):
+        trainer(5, [Before(), _Poison(2)]).fit(module, Pictures(pictures(4, 16), 4))
+    assert torch.equal(weights(module), kept[-1])
+    assert torch.isfinite(kept[-1]).all()
+
+
+@pytest.mark.filterwarnings("ignore:step 2. the gradients are not finite")
+def test_skip_leaves_the_step_out_and_goes_on() -> None:
+    module = small_module(critic=small_critic(start=0, lecam=0.1), on_nonfinite="skip")
+    fit = trainer(5, [_Poison(2)])
+    fit.fit(module, Pictures(pictures(4, 16), 4))
+    assert fit.global_step == 5
+    assert module.nonfinite.skipped == 1
+    assert torch.isfinite(weights(module)).all()
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="'ignore' is neither 'stop' nor 'skip'"):
+        small_module(on_nonfinite="ignore")

@@ -8,9 +8,9 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 from hydra.utils import instantiate
-from torch._subclasses.fake_tensor import FakeTensorMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ldm.models import (
     Autoencoder,

@@ -37,7 +37,7 @@ def train(config: DictConfig) -> None:
         config.precision = precision_of(config.precision)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     data = _data(config)
-    module = stage.module()
+    module = stage.module(data)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     open_run(folder, plain, sys.argv)
     resumed = _resume_point(folder)

@@ -62,14 +62,14 @@ class ClipFeatures:
         self.to(images.device)
         with _in_float32(images.device):
             pixels = self.normalise(self.resize(images, self.side, self.mode))
-            return self.model.encode_image(pixels).float()  # type: ignore[operator]
+            return self.model.encode_image(pixels).float()
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
         """`[b width]`, on the model's device; a caption longer than the context is cut."""
         device = next(self.model.parameters()).device
         with _in_float32(device):
             tokens = self.tokenizer(list(captions)).to(device)
-            return self.model.encode_text(tokens).float()  # type: ignore[operator]
+            return self.model.encode_text(tokens).float()
 
 
 class TransformersClipFeatures:

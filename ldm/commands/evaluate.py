@@ -199,9 +199,8 @@ def prompts_of(arguments: argparse.Namespace, captions: list[str]) -> list[str]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as aligned text; what could not be measured is a dash, with the reason below."""
-    heads = [
-        key for key in ("sampler", "steps", "guidance", "pictures", "seconds") if key in rows[0]
-    ]
+    told: list[str] = ["sampler", "steps", "guidance", "pictures", "seconds"]
+    heads = [key for key in told if key in rows[0]]
     heads += list(rows[0]["values"])
     lines, reasons = [heads], []
     for row in rows:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.frozen.clip import clip_config, load_clip
+from ldm.frozen.clip import Clip, load_clip
 from ldm.frozen.inception import Inception, load_inception
 from ldm.frozen.resizing import shortest_and_crop, squash, tensorflow_bilinear
 from ldm.types import Image
@@ -27,29 +27,27 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class ClipFeatures:
     """Both towers of an open_clip model: projected embeddings, not brought to length one.
 
-    `model` has `encode_image` and `encode_text`, `tokenizer` takes captions to token ids, and
-    `image_size` is the side in pixels that the picture tower takes. `name` is what results call
-    the model; the first digits of its weights' hash are added.
+    `name` is what results call the model; the first digits of its weights' hash are added.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Callable[[list[str]], Tensor],
-        name: str,
-        *,
-        image_size: int,
-        width: int,
-        mean: Sequence[float] = open_clip.OPENAI_DATASET_MEAN,
-        std: Sequence[float] = open_clip.OPENAI_DATASET_STD,
-    ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.side = image_size
-        self.width = width
-        self.normalise = _Normalise(mean, std)
-        self.name = f"{name}-{weights_hash(model)}/bicubic-shortest-{image_size}"
+    def __init__(self, clip: Clip, name: str = "clip") -> None:
+        prepare = open_clip.get_model_preprocess_cfg(clip.model)
+        size, mode = prepare["size"], prepare.get("interpolation", "bicubic")
+        self.side: int = size if isinstance(size, int) else size[0]
+        way = prepare.get("resize_mode", "shortest")
+        if way not in ("shortest", "squash"):
+            raise ValueError(
+                f"CLIP {name} resizes by {way!r}, which is none of 'shortest', 'squash': "
+                "use a model with one of these"
+            )
+        self.model = clip.model.eval().requires_grad_(False)
+        self.tokenizer = clip.tokenizer
+        self.resize = squash if way == "squash" else shortest_and_crop
+        self.mode = mode
+        self.normalise = _Normalise(prepare["mean"], prepare["std"])
+        self.name = f"{name}-{weights_hash(clip.model)}/{mode}-{way}-{self.side}"
         self.last = _LastBatch(self._images)
+        self.width = self.texts([""]).shape[1]
 
     def to(self, device: torch.device) -> "ClipFeatures":
         """Moves the model; returns itself."""
@@ -63,7 +61,7 @@ class ClipFeatures:
     def _images(self, images: Image) -> Tensor:
         self.to(images.device)
         with _in_float32(images.device):
-            pixels = self.normalise(shortest_and_crop(images, self.side))
+            pixels = self.normalise(self.resize(images, self.side, self.mode))
             return self.model.encode_image(pixels).float()
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
@@ -74,21 +72,11 @@ class ClipFeatures:
             return self.model.encode_text(tokens).float()
 
 
-@cache  # several metrics, and the prompts' scores, look through one network
+@cache  # several metrics look through one network
 def open_clip_features(folder: str) -> ClipFeatures:
     """The features of the CLIP in a folder that open_clip reads; FileNotFoundError says what is
     missing."""
-    clip, config = load_clip(folder), clip_config(folder)
-    visual = clip.model.visual
-    return ClipFeatures(
-        clip.model,
-        clip.tokenizer,
-        Path(folder.removeprefix("asset:")).name,
-        image_size=config["vision_cfg"]["image_size"],
-        width=config["embed_dim"],
-        mean=visual.image_mean,
-        std=visual.image_std,
-    )
+    return ClipFeatures(load_clip(folder), Path(folder.removeprefix("asset:")).name)
 
 
 class TransformersClipFeatures:

@@ -16,7 +16,7 @@ CAPTIONS = ["a red apple", "grinning face", "", "an octopus, " * 40]
 
 
 def features_of(clip, name="tiny"):
-    return ClipFeatures(clip.model, clip.tokenizer, name, image_size=32, width=16)
+    return ClipFeatures(clip, name)
 
 
 def pictures(*size, count=4):

@@ -13,9 +13,9 @@ from ldm.commands.building import build
 from ldm.data import LatentData, ShardData, normalise, validation_batches
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.clip import Clip, load_clip, save_clip
+from ldm.frozen.clip import Clip, save_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics
-from ldm.frozen.features import ClipFeatures
+from ldm.frozen.features import open_clip_features
 from ldm.metrics import (
     CLIPScore,
     Features,
@@ -104,7 +104,7 @@ class AutoencoderStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Grids of pictures, reconstructions and differences, with their Fréchet distance."""
         evaluation = self.config.evaluation
-        features = clip_features(evaluation.clip)
+        features = open_clip_features(evaluation.clip)
         reference = reference_of(features, data.val)
         return [
             Reconstructions(
@@ -149,7 +149,7 @@ class DiffusionStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
         config, evaluation = self.config, self.config.evaluation
-        clip = clip_features(evaluation.clip)
+        clip = open_clip_features(evaluation.clip)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
@@ -284,11 +284,6 @@ def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConf
             f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
             f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
         )
-
-
-def clip_features(folder: str) -> ClipFeatures:
-    """Both towers of the CLIP in that folder, as metrics look through them."""
-    return ClipFeatures(load_clip(folder), Path(folder).name.removeprefix("asset:"))
 
 
 def reference_of(features: Features, data: ShardData) -> Reference:

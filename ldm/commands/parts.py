@@ -13,10 +13,17 @@ from ldm.commands.building import build
 from ldm.data import ShardData, normalise, validation_batches
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.clip import Clip, clip_config, load_clip, save_clip
+from ldm.frozen.clip import Clip, load_clip, save_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics
 from ldm.frozen.features import ClipFeatures
-from ldm.metrics import CLIPScore, Features, FrechetDistance, Reference, Retrieval
+from ldm.metrics import (
+    CLIPScore,
+    Features,
+    FrechetDistance,
+    Reference,
+    Retrieval,
+    reference_statistics,
+)
 from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.folder import RunFolder
@@ -263,21 +270,12 @@ def spread(items: list[str], count: int) -> list[str]:
 
 def clip_features(folder: str) -> ClipFeatures:
     """Both towers of the CLIP in that folder, as metrics look through them."""
-    clip = load_clip(folder)
-    config = clip_config(folder)
-    return ClipFeatures(
-        clip.model,
-        clip.tokenizer,
-        f"clip:{folder}",
-        image_size=config["vision_cfg"]["image_size"],
-        width=config["embed_dim"],
-    )
+    return ClipFeatures(load_clip(folder), Path(folder).name.removeprefix("asset:"))
 
 
 def reference_of(features: Features, data: ShardData) -> Reference:
     """Mean and covariance of all the data's pictures."""
-    rows = torch.cat([features(images) for images in _pictures(data)]).double()
-    return Reference(features.name, len(rows), rows.mean(0), rows.T.cov(), data.content_hash)
+    return reference_statistics(features, _pictures(data), keep=0)
 
 
 def _pictures(data: ShardData) -> Any:

@@ -32,6 +32,7 @@ from ldm.training.nonfinite import NonFiniteError
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
+warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the averages are, on purpose
 warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice
 
 

@@ -25,7 +25,15 @@ from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
 from ldm.runs.processes import rank, restarts, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
-from ldm.training.callbacks import Checkpointing, Stopped, StepProgress, StepRecord, WriteError
+from ldm.training.callbacks import (
+    Blocks,
+    Checkpointing,
+    StepProgress,
+    StepRecord,
+    Stopped,
+    Watchdog,
+    WriteError,
+)
 from ldm.training.data import PictureDataModule
 from ldm.training.loggers import JsonLines, StepAxis, TensorBoard
 from ldm.training.nonfinite import NonFiniteError
@@ -38,6 +46,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` i
 
 def train(config: DictConfig) -> int:
     """Train what `stage` says, in the folder that `run_root` and `name` say; the exit code."""
+    stop_signals.forget()
     stop_signals.install()
     for key in config:
         if str(key) not in KNOWN_KEYS:
@@ -165,6 +174,8 @@ def _trainer(
     after = None if rank() else resumed.step if resumed else 0
     callbacks = [
         axis,
+        Blocks(**config.blocks),
+        Watchdog(folder.path / "failures", **config.watchdog),
         StepRecord(Attempts(folder.path)),
         StepProgress(
             folder.path / "log.txt", every=config.log_every, global_batch=config.global_batch

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 SAME_STEP = 3  # starts in a row that got nowhere, after which another one will not help
@@ -47,7 +48,7 @@ class Attempts:
         lines = self._lines()
         waits = [
             float(after["time"]) - float(before["time"])
-            for before, after in zip(lines, lines[1:], strict=False)
+            for before, after in pairwise(lines)
             if after["event"] == "start" and before["event"] == "end"
         ]
         starts = sum(line["event"] == "start" for line in lines)

@@ -21,9 +21,11 @@ class StopSignals:
         self.received = 0
         self.count = 0
         self.training = False
+        self._process = 0
 
     def install(self) -> None:
         """Handle the signals from now on. Slurm's SIGCONT, which comes with each, means nothing."""
+        self._process = os.getpid()
         for number in ASKING:
             signal.signal(number, self._remember)
 
@@ -33,6 +35,8 @@ class StopSignals:
         self.training = False
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data worker: it goes on reading until the training has saved
         self.count += 1
         self.received = self.received or number
         name = signal.Signals(number).name

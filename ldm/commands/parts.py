@@ -35,7 +35,7 @@ from ldm.training.diffusion import LatentDiffusionModule
 
 LATENTS = "latents.json"
 COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
-COMMON += " checkpoint latent data trainer stage_name module evaluation resume"
+COMMON += " blocks watchdog checkpoint latent data trainer stage_name module evaluation resume"
 KNOWN_KEYS = frozenset(
     [
         *COMMON.split(),

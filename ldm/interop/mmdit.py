@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ldm.interop.links import Table
 from ldm.models import MMDiT
 from ldm.models.embeddings import sincos_positions
@@ -62,7 +64,11 @@ def _block(table: Table, index: int, *, dual: bool, last: bool, qk_norm: bool) -
     if qk_norm:
         for part, name in (("query", "q"), ("key", "k")):
             table.same(f"{image}.attention.{part}_norm", f"{attention}.norm_{name}")
-            table.same(f"{text}.attention.{part}_norm", f"{attention}.norm_added_{name}")
+            if last and part == "query":
+                width = table.shapes[f"{image}.attention.query_norm.weight"]
+                table.unused[f"{attention}.norm_added_q.weight"] = torch.ones(width)
+            else:
+                table.same(f"{text}.attention.{part}_norm", f"{attention}.norm_added_{name}")
             if dual:
                 table.same(f"{here}.second.{part}_norm", f"{there}.attn2.norm_{name}")
 

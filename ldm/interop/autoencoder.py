@@ -175,9 +175,8 @@ def autoencoder_to_diffusers(
     }
 
 
-def autoencoder_from_diffusers(config: Mapping[str, Any]) -> tuple[KLAutoencoder, float, float]:
-    """An untrained autoencoder of the shape that an AutoencoderKL's config tells, with the mean
-    and the standard deviation of its latents as the config has them.
+def autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to build our autoencoder with, for the shape that an AutoencoderKL's config tells.
 
     ValueError names the settings that ours does not have.
     """
@@ -198,18 +197,22 @@ def autoencoder_from_diffusers(config: Mapping[str, Any]) -> tuple[KLAutoencoder
             f"one of {sorted(known)}, the decoder mirrors the encoder, both convolutions or none)"
         )
     width = math.gcd(*widths)
-    network = KLAutoencoder(
-        latent_channels=config.get("latent_channels", 4),
-        width=width,
-        multipliers=[w // width for w in widths],
-        blocks=config.get("layers_per_block", 1),
-        attention_levels=[i for i, kind in enumerate(kinds) if kind.startswith("Attn")],
-        middle_attention=config.get("mid_block_add_attention", True),
-        groups=config.get("norm_num_groups", 32),
-        image_channels=config.get("in_channels", 3),
-        latent_convolutions=convolutions.pop(),
-    )
-    return network, config.get("shift_factor") or 0.0, 1 / config.get("scaling_factor", 0.18215)
+    return {
+        "latent_channels": config.get("latent_channels", 4),
+        "width": width,
+        "multipliers": [w // width for w in widths],
+        "blocks": config.get("layers_per_block", 1),
+        "attention_levels": [i for i, kind in enumerate(kinds) if kind.startswith("Attn")],
+        "middle_attention": config.get("mid_block_add_attention", True),
+        "groups": config.get("norm_num_groups", 32),
+        "image_channels": config.get("in_channels", 3),
+        "latent_convolutions": convolutions.pop(),
+    }
+
+
+def latent_scale(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Mean and standard deviation of all latent channels, as an AutoencoderKL's config has them."""
+    return config.get("shift_factor") or 0.0, 1 / config.get("scaling_factor", 0.18215)
 
 
 def folded(

@@ -13,8 +13,9 @@ from ldm.diffusion import DDIM, Betas, NetworkDenoiser, Noise, RectifiedFlow, Ve
 from ldm.diffusion.guidance import Guided
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import Clip, new_clip
+import ldm.interop.patched  # diffusers loads classes of modules that are imported already
 from ldm.interop.autoencoder import (
-    autoencoder_from_diffusers,
+    autoencoder_arguments,
     autoencoder_table,
     autoencoder_to_diffusers,
     compvis_autoencoder_table,
@@ -87,7 +88,7 @@ def test_any_autoencoder_equals_diffusers(
     theirs = AutoencoderKL.from_config(config).eval()
     state = autoencoder_table(network).give(network.state_dict())
     theirs.load_state_dict(state)
-    back = autoencoder_from_diffusers(config)[0]
+    back = KLAutoencoder(**autoencoder_arguments(config))
     back.load_state_dict(autoencoder_table(back).take(state, "a test"))
     assert all(torch.equal(back.state_dict()[n], v) for n, v in network.state_dict().items())
     for dtype, limit in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
@@ -110,10 +111,8 @@ def test_normalisation_folds_into_the_exported_autoencoder(
     if library == "diffusers":
         theirs = AutoencoderKL.from_pretrained(tmp_path)
     else:
-        from ldm.interop.patched import PatchedAutoencoderKL
-
         assert (library, name) == ("ldm.interop.patched", "PatchedAutoencoderKL")
-        theirs = PatchedAutoencoderKL.from_pretrained(tmp_path)
+        theirs = ldm.interop.patched.PatchedAutoencoderKL.from_pretrained(tmp_path)
     assert 2 ** (len(theirs.config.block_out_channels) - 1) == network.factor
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
     image = torch.rand(2, 3, 16, 16) * 2 - 1

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTextModel, CLIPTokenizer
 
+import ldm.interop.patched  # diffusers loads classes of modules that are imported already
 from ldm.diffusion import DDIM, Betas, NetworkDenoiser, Noise, RectifiedFlow, Velocity
 from ldm.diffusion.guidance import Guided
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import Clip, new_clip
-import ldm.interop.patched  # diffusers loads classes of modules that are imported already
 from ldm.interop.autoencoder import (
     autoencoder_arguments,
     autoencoder_table,

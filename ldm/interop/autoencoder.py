@@ -80,7 +80,7 @@ def _latent_convolutions(table: Table) -> None:
 
 def _blocks(network: KLAutoencoder, side: str) -> list[tuple[int, int, str]]:
     """(level, index of the block, our name of the level), in order."""
-    levels = network.encoder.levels if side == "encoder" else network.decoder.levels
+    levels: Any = network.encoder.levels if side == "encoder" else network.decoder.levels
     return [
         (level, index, f"{side}.levels.{level}")
         for level, module in enumerate(levels)
@@ -133,8 +133,8 @@ def autoencoder_to_diffusers(
     ValueError names what diffusers cannot express. With `patched`, folded pixels are expressed by
     `ldm.interop.patched`, which needs this package where it is loaded.
     """
-    encoder = network.encoder
-    patch = encoder.patch
+    encoder: Any = network.encoder
+    patch: int = encoder.patch
     if patch > 1 and not (patched and patch & (patch - 1) == 0):
         raise ValueError(
             f"diffusers' AutoencoderKL folds no pixels into channels, and this autoencoder has "

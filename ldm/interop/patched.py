@@ -17,14 +17,14 @@ from torch import Tensor
 __all__ = ["ModelMixin", "PatchedAutoencoderKL"]
 
 
-class PatchedAutoencoderKL(AutoencoderKL):
+class PatchedAutoencoderKL(AutoencoderKL):  # type: ignore[misc]  # diffusers is untyped here
     """AutoencoderKL on pictures whose patch x patch pixels are folded into channels first.
 
     `block_out_channels` has an entry for every halving, also those that the folding does, since
     pipelines count them; the entries of the folding build nothing.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(  # diffusers builds a model from exactly its constructor's names
         self,
         in_channels: int = 3,

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import nn
 
+from ldm.interop import compvis
 from ldm.interop.autoencoder import (
     PATCHED_CLASS,
     autoencoder_table,
     autoencoder_to_diffusers,
+    compvis_autoencoder_table,
     folded,
 )
 from ldm.interop.dit import diffusers_dit_table, dit_to_diffusers
 from ldm.interop.files import write_folder, write_json
 from ldm.interop.schedulers import Described, scheduler_config
 from ldm.interop.text import clip_text_config, clip_text_table, write_clip_tokenizer
-from ldm.interop.unet import diffusers_names, unet_table, unet_to_diffusers
+from ldm.interop.unet import COMPVIS, diffusers_names, unet_table, unet_to_diffusers
 from ldm.models import DiT, KLAutoencoder, MMDiT, UNet
 
 DIFFUSERS_VERSION = "0.38.0"  # the oldest whose configs these are
@@ -143,6 +146,47 @@ def _write_index(
         **parts,
     }
     write_json(folder / "model_index.json", index)
+
+
+def write_compvis(
+    folder: Path, network: nn.Module | None, *, first: FirstStage, tower: Tower | None
+) -> None:
+    """model.safetensors with `first_stage_model.*`, and where they are given
+    `model.diffusion_model.*` and `cond_stage_model.model.*`, as Stable Diffusion 2.x has them, for
+    latents that need no scale. ValueError names what CompVis' code cannot express."""
+    if first.autoencoder.encoder.patch > 1:
+        raise ValueError(
+            "CompVis' autoencoder folds no pixels into channels, and this one has "
+            f"patch={first.autoencoder.encoder.patch}: train one with autoencoder.patch=1"
+        )
+    groups = {first.autoencoder.encoder.norm_out.num_groups}
+    if isinstance(network, UNet):
+        groups.add(network.groups)
+    if groups != {32}:
+        raise ValueError(
+            f"CompVis' code normalises in 32 groups, and these networks in {sorted(groups)}: "
+            "train with groups=32"
+        )
+    autoencoder = with_latent_convolutions(first.autoencoder)
+    state = folded(first.autoencoder.state_dict(), first.mean, first.std)
+    parts = {compvis.FIRST_STAGE: compvis_autoencoder_table(autoencoder).give(state)}
+    if network is not None:
+        if not isinstance(network, UNet):
+            raise ValueError(
+                f"CompVis' checkpoints hold a U-Net, and this network is a "
+                f"{type(network).__name__}: use --to safetensors"
+            )
+        table = unet_table(network, COMPVIS, convolutions=False)
+        parts[compvis.UNET] = table.give(network.state_dict())
+    if tower is not None:
+        parts[compvis.TEXT] = {
+            name: value.clone()
+            for name, value in tower.model.state_dict().items()
+            if not name.startswith("visual.")
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {prefix + name: v for prefix, part in parts.items() for name, v in part.items()}
+    save_file(whole, folder / "model.safetensors")
 
 
 def write_pipeline(

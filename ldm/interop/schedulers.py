@@ -16,7 +16,11 @@ from ldm.diffusion import (
 )
 
 STEPS = 1000  # the step numbers that diffusers tells a network run to here
-_PREDICTIONS = {"epsilon": Noise(), "v_prediction": AngularVelocity(), "sample": Data()}
+_PREDICTIONS: dict[str, Target] = {
+    "epsilon": Noise(),
+    "v_prediction": AngularVelocity(),
+    "sample": Data(),
+}
 _POWERS = {"linear": 1.0, "scaled_linear": 2.0}
 
 

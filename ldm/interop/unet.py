@@ -114,7 +114,8 @@ def unet_table(network: UNet, names: Names, *, convolutions: bool) -> Table:
     table.same("norm", names.norm)
     table.same("leave", names.leave)
     places = _compvis_places(network) if names is COMPVIS else _diffusers_places(network)
-    for index, (block, place) in enumerate(zip(network.blocks, places, strict=True)):
+    blocks: list[Any] = list(network.blocks)
+    for index, (block, place) in enumerate(zip(blocks, places, strict=True)):
         if block.residual is not None:
             _residual(table, f"blocks.{index}.residual", place.residual, names)
         if block.transformer is not None:

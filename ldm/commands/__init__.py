@@ -5,7 +5,7 @@ from importlib import import_module
 
 from ldm.commands.errors import reported
 
-VERBS = ("quickstart", "shards", "sample", "reconstruct")
+VERBS = ("quickstart", "shards", "sample", "reconstruct", "check")
 
 
 def main() -> int:

@@ -5,7 +5,18 @@ from importlib import import_module
 
 from ldm.commands.errors import reported
 
-VERBS = ("quickstart", "shards", "sample", "reconstruct", "check")
+VERBS = (
+    "quickstart",
+    "shards",
+    "encode",
+    "check",
+    "sample",
+    "reconstruct",
+    "runs",
+    "config",
+    "report",
+    "doctor",
+)
 
 
 def main() -> int:

@@ -88,9 +88,26 @@ RANGES = {
         ],
         NOT_NEGATIVE,
     ),
-    **dict.fromkeys(["condition_dropout", "dropout", "ema_decay", "betas", "momentum"], SHARE),
     **dict.fromkeys(
-        ["lr", "gamma", "gradient_clip_val", "eps", "std", "val_check_interval"], Range(above=0)
+        (
+            "condition_dropout",
+            "dropout",
+            "ema_decay",
+            "betas",
+            "momentum",
+        ),
+        SHARE,
+    ),
+    **dict.fromkeys(
+        (
+            "lr",
+            "gamma",
+            "gradient_clip_val",
+            "eps",
+            "std",
+            "val_check_interval",
+        ),
+        Range(above=0),
     ),
 }
 
@@ -180,9 +197,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping)
     if _is_sequence(origin):
         return _fits_sequence(value, origin, get_args(hint))
-    if inspect.isclass(origin) and isinstance(value, str | int | float | list):
-        return False  # an object is wanted: only a node with _target_ can describe one
-    return True
+    # Where an object is wanted, only a node with _target_ can describe it.
+    return not (inspect.isclass(origin) and isinstance(value, str | int | float | list))
 
 
 def _fits_sequence(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:

@@ -30,9 +30,14 @@ def build(config: Any, key: str, **objects: Any) -> Any:
     node = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
     check(node, key, tuple(objects))
     try:
-        return instantiate(node, **objects, _convert_="all")
+        if not objects:
+            return instantiate(node, _convert_="all")
+        # Not as arguments of instantiate, which would turn dataclasses among them into
+        # dictionaries.
+        made = instantiate({**node, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
         raise refusal(error, key) from error
+    return made(**objects)
 
 
 def refusal(error: InstantiationException, key: str) -> Exception:

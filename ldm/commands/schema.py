@@ -51,7 +51,15 @@ LEAST: dict[str, float] = {
         ],
         1,
     ),
-    **dict.fromkeys(["workers", "seed", "evaluation.guidance", "text.pooled_width"], 0),
+    **dict.fromkeys(
+        (
+            "workers",
+            "seed",
+            "evaluation.guidance",
+            "text.pooled_width",
+        ),
+        0,
+    ),
     "evaluation.prompts": 2,  # a covariance needs two pictures
 }
 

@@ -115,23 +115,26 @@ def _info(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ldm.data.keep import Keep
+    from ldm.data.opening import open_index
     from ldm.data.reading import Reading
     from ldm.data.report import Sheet, describe
-    from ldm.data.shard_set import open_index
     from ldm.data.shards import ShardData
-    from ldm.data.sources import expand
+    from ldm.data.sources import Source, expand
 
     folder = Path(args.shards)
-    paths = expand(str(folder / "*.tar") if folder.is_dir() else args.shards)
-    splits: dict[str, list[str]] = {}
-    for path in paths:
-        splits.setdefault(Path(path).name.rpartition("-")[0], []).append(path)
+    reading = Reading()
+    sources = expand(str(folder / "*.tar") if folder.is_dir() else args.shards, reading)
+    splits: dict[str, list[Source]] = {}
+    for source in sources:
+        splits.setdefault(source.base.rpartition("-")[0], []).append(source)
     for split, members in splits.items():
         print(f"{split or 'shards'}")
-        for line in describe([open_index(Path(path), Reading()) for path in members]):
+        for line in describe([open_index(source, reading) for source in members]):
             print(f"  {line}")
     if args.sheet:
-        data = ShardData(paths, 128, keep=Keep(missing_caption="empty"))
+        data = ShardData(
+            [source.name for source in sources], 128, keep=Keep(missing_caption="empty")
+        )
         Sheet().save(data, Path(args.sheet))
         print(f"sheet      {args.sheet}")
     return 0

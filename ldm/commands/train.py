@@ -22,6 +22,7 @@ from ldm.training.loggers import JsonLines
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
+warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the averages are, on purpose
 warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice
 
 
@@ -36,7 +37,7 @@ def train(config: DictConfig) -> None:
         config.precision = precision_of(config.precision)
     plain: Any = OmegaConf.to_container(config, resolve=True)
     data = _data(config)
-    module = stage.module()
+    module = stage.module(data)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     open_run(folder, plain, sys.argv)
     resumed = _resume_point(folder)

@@ -3,12 +3,14 @@
 from ldm.models.alignment import AlignedNetwork
 from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
 from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
+from ldm.models.autoencoder_quantised import QuantisedAutoencoder
 from ldm.models.checkpointing import checkpoint_blocks
 from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.dit import DiT
 from ldm.models.mmdit import MMDiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
+from ldm.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from ldm.models.unet import UNet
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "DiT",
     "FeatureDistance",
     "FeatureMaps",
+    "FiniteScalarQuantizer",
     "Hinge",
     "KLAutoencoder",
     "MMDiT",
@@ -29,8 +32,10 @@ __all__ = [
     "PatchCritic",
     "PerceptualDistance",
     "Quantised",
+    "QuantisedAutoencoder",
     "ReconstructionLoss",
     "UNet",
     "Vanilla",
+    "VectorQuantizer",
     "checkpoint_blocks",
 ]

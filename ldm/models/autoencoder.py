@@ -179,6 +179,48 @@ class Decoder(nn.Module):
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)
 
 
+def encoder_and_decoder(
+    encoded_channels: int,
+    latent_channels: int,
+    widths: Sequence[int],
+    blocks: int,
+    *,
+    image_channels: int,
+    attention_levels: Sequence[int],
+    middle_attention: bool,
+    patch: int,
+    groups: int,
+) -> tuple[Encoder, Decoder]:
+    """Both halves of one shape; ValueError where group normalisation cannot split the widths."""
+    odd = [width for width in widths if width % groups]
+    if odd:
+        raise ValueError(
+            f"channels {odd} do not split into {groups} groups for normalisation: set "
+            "autoencoder.groups to a common divisor of width * multipliers"
+        )
+    encoder = Encoder(
+        image_channels,
+        encoded_channels,
+        widths,
+        blocks,
+        attention_levels=attention_levels,
+        middle_attention=middle_attention,
+        patch=patch,
+        groups=groups,
+    )
+    decoder = Decoder(
+        image_channels,
+        latent_channels,
+        widths,
+        blocks,
+        attention_levels=attention_levels,
+        middle_attention=middle_attention,
+        patch=patch,
+        groups=groups,
+    )
+    return encoder, decoder
+
+
 class KLAutoencoder(Autoencoder):
     """A diagonal Gaussian over latents, kept loosely near the standard one by a KL term.
 
@@ -203,26 +245,16 @@ class KLAutoencoder(Autoencoder):
     ) -> None:
         super().__init__()
         widths = [width * multiplier for multiplier in multipliers]
-        check_widths(widths, groups)
         self.image_channels = image_channels
         self.latent_channels = latent_channels
         self.factor = patch * 2 ** (len(widths) - 1)
         moments = 2 * latent_channels
-        self.encoder = Encoder(
-            image_channels,
+        self.encoder, self.decoder = encoder_and_decoder(
             moments,
-            widths,
-            blocks,
-            attention_levels=attention_levels,
-            middle_attention=middle_attention,
-            patch=patch,
-            groups=groups,
-        )
-        self.decoder = Decoder(
-            image_channels,
             latent_channels,
             widths,
             blocks,
+            image_channels=image_channels,
             attention_levels=attention_levels,
             middle_attention=middle_attention,
             patch=patch,
@@ -251,16 +283,6 @@ class KLAutoencoder(Autoencoder):
     def encoding(self) -> list[nn.Module]:
         """The encoder and the convolution behind it."""
         return [self.encoder, self.to_moments]
-
-
-def check_widths(widths: Sequence[int], groups: int) -> None:
-    """Refuse channel numbers that group normalisation cannot split."""
-    odd = [width for width in widths if width % groups]
-    if odd:
-        raise ValueError(
-            f"channels {odd} do not split into {groups} groups for normalisation: "
-            "set `groups` to a common divisor of width * multipliers"
-        )
 
 
 def check_image(image: Picture, channels: int, factor: int) -> None:

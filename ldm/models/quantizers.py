@@ -1,0 +1,188 @@
+"""Bottlenecks with a finite number of codes. Rounding has no gradient; the straight-through
+estimate hands that of the rounded latent to the latent unchanged (van den Oord et al. 2017).
+
+A quantizer's `prepare` brings an encoder's output to the range in which codes lie; what it returns
+is the continuous latent that a second stage learns. Called on that, it rounds.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.distributed as distributed
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ldm.models.autoencoder import Latent, Quantised
+
+Vectors = Float[Tensor, "n c"]
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A bottleneck over `channels` latent channels with `entries` codes."""
+
+    channels: int
+    entries: int
+
+    def prepare(self, latent: Latent) -> Latent:
+        """Continuous, in the range of the codes."""
+
+    def __call__(self, latent: Latent) -> Quantised:
+        """The nearest codes of a prepared latent."""
+
+
+class VectorQuantizer(nn.Module):
+    """The nearest entry of a codebook that follows the running mean of what it is chosen for.
+
+    `decay` is of those running means; `commitment` weights the squared distance that draws the
+    encoder to its entries. An entry chosen less than `revive_below` times its fair share moves to a
+    vector of the current batch; so does every entry in the first batch. With `cosine` latents and
+    entries have length 1 (Yu et al. 2022). The codebook learns in training mode only, is no
+    parameter, and is the same on all ranks.
+    """
+
+    codebook: Tensor
+    counts: Tensor
+    updates: Tensor
+
+    def __init__(
+        self,
+        entries: int,
+        channels: int,
+        *,
+        decay: float = 0.99,
+        commitment: float = 0.25,
+        revive_below: float = 0.03,
+        cosine: bool = False,
+    ) -> None:
+        super().__init__()
+        if entries < 2:
+            raise ValueError(
+                f"autoencoder.quantizer.entries={entries}: a codebook needs 2 entries or more"
+            )
+        self.entries, self.channels = entries, channels
+        self.decay, self.commitment = decay, commitment
+        self.revive_below, self.cosine = revive_below, cosine
+        codebook = torch.randn(entries, channels)
+        self.register_buffer("codebook", F.normalize(codebook) if cosine else codebook)
+        self.register_buffer("counts", torch.zeros(entries))  # running; 0 before the first batch
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def prepare(self, latent: Latent) -> Latent:
+        """Length 1 where similarity is a cosine, else as it is."""
+        return F.normalize(latent, dim=1) if self.cosine else latent
+
+    def forward(self, latent: Latent) -> Quantised:
+        """Codes `[b h w]`; the penalty is commitment * mean squared distance to the entries."""
+        b, c, h, w = latent.shape
+        if c != self.channels:
+            raise ValueError(
+                f"the codebook has entries of {self.channels} numbers, latents have {c} channels: "
+                "set autoencoder.latent_channels and autoencoder.quantizer.channels alike"
+            )
+        vectors = latent.movedim(1, -1).reshape(-1, c)
+        if self.training and not bool(self.updates):
+            self._revive(vectors.detach().float(), torch.ones_like(self.counts, dtype=torch.bool))
+        codes = self.nearest(vectors)
+        chosen = self.codebook[codes].to(latent).view(b, h, w, c).movedim(-1, 1)
+        penalty = self.commitment * (latent - chosen).square().mean()
+        if self.training:
+            self._learn(vectors.detach().float(), codes)
+        return Quantised(latent + (chosen - latent).detach(), codes.view(b, h, w), penalty)
+
+    @torch.no_grad()
+    def nearest(self, vectors: Vectors) -> Int[Tensor, "n"]:
+        """Index of the entry at the smallest Euclidean distance, the first of equals."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            book = self.codebook.to(vectors.dtype)
+            distance = book.square().sum(dim=1) - 2 * vectors @ book.T
+            return distance.argmin(dim=1)
+
+    @torch.no_grad()
+    def _learn(self, vectors: Vectors, codes: Int[Tensor, "n"]) -> None:
+        """Move entries to the running means of their vectors; a broken batch teaches nothing."""
+        hits = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(vectors[:, 0]))
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
+        if _ranks() > 1:
+            distributed.all_reduce(hits)
+            distributed.all_reduce(sums)
+        if not bool(torch.isfinite(sums).all()):
+            return
+        rate = 1 - self.decay
+        kept, new = self.decay * self.counts, rate * hits
+        moved = self.codebook * kept[:, None] + rate * sums
+        moved = torch.where(
+            (hits > 0)[:, None], moved / (kept + new).clamp(min=1e-12)[:, None], self.codebook
+        )
+        self.codebook.copy_(F.normalize(moved, dim=1) if self.cosine else moved)
+        self.counts.copy_(kept + new)
+        self.updates += 1
+        self._revive(vectors, self.counts < self.revive_below * hits.sum() / self.entries)
+
+    @torch.no_grad()
+    def _revive(self, vectors: Vectors, dead: Tensor) -> None:
+        """Put each dead entry on a vector of the batch, and count it as used its fair share.
+        Which vector is a function of the number of updates, so that ranks and resumes agree."""
+        generator = torch.Generator().manual_seed(int(self.updates))
+        places = torch.randint(len(vectors), (self.entries,), generator=generator)
+        fresh = vectors[places.to(vectors.device)]
+        if _ranks() > 1:  # entry i takes rank (i mod ranks)'s vector
+            everyone = [torch.empty_like(fresh) for _ in range(_ranks())]
+            distributed.all_gather(everyone, fresh)
+            turn = torch.arange(self.entries, device=fresh.device)
+            fresh = torch.stack(everyone)[turn % _ranks(), turn]
+        if not bool(torch.isfinite(fresh).all()):
+            return
+        share = len(vectors) * _ranks() / self.entries
+        self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
+        self.counts.masked_fill_(dead, share)
+
+
+class FiniteScalarQuantizer(nn.Module):
+    """Each channel rounded to one of its few levels, so that the codes are a grid and there is no
+    codebook to learn (Mentzer et al. 2024). `levels` has a number for each latent channel."""
+
+    widths: Tensor
+    offset: Tensor
+    strides: Tensor
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(
+                f"autoencoder.quantizer.levels={list(levels)}: give 2 levels or more a channel"
+            )
+        self.channels, self.entries = len(levels), math.prod(levels)
+        count = torch.tensor(levels)[:, None, None]
+        strides = torch.cumprod(torch.tensor([1, *levels[:-1]]), dim=0)[:, None, None]
+        # integers -w..w-1 (even number of levels) or -w..w (odd)
+        self.register_buffer("widths", (count // 2).float(), persistent=False)
+        self.register_buffer("offset", 0.5 * (1 - count % 2).float(), persistent=False)
+        self.register_buffer("strides", strides, persistent=False)
+
+    def prepare(self, latent: Latent) -> Latent:
+        """Within the outermost levels, scaled so that these lie near -1 and 1."""
+        reach = (self.widths - self.offset) * (1 + 1e-3)
+        start = torch.atanh(self.offset / reach)
+        return (torch.tanh(latent + start) * reach - self.offset) / self.widths
+
+    def forward(self, latent: Latent) -> Quantised:
+        """Codes `[b h w]` in 0..entries-1; no penalty."""
+        if latent.shape[1] != self.channels:
+            raise ValueError(
+                f"there are levels for {self.channels} channels, latents have {latent.shape[1]}: "
+                "set autoencoder.latent_channels to the number of levels"
+            )
+        scaled = latent * self.widths
+        rounded = scaled.round()
+        codes = ((rounded + self.widths).long() * self.strides).sum(dim=1)
+        return Quantised((scaled + (rounded - scaled).detach()) / self.widths, codes)
+
+
+def _ranks() -> int:
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1

@@ -18,12 +18,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 class Range:
     """Numbers from `least` to `most`; `above` and `below` leave the ends out."""
 
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
+    least: int | float = -math.inf
+    most: int | float = math.inf
+    above: int | float = -math.inf
+    below: int | float = math.inf
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: int | float) -> bool:
         """False for NaN too."""
         return self.least <= value <= self.most and self.above < value < self.below
 

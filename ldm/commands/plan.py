@@ -81,8 +81,8 @@ def fit(config: DictConfig) -> None:
         size = config.latent.size
         raise ValueError(
             f"backbone: does not take latents of {config.latent.channels}x{size}x{size} "
-            f"with texts of width {config.text.width} ({' '.join(str(error).split())}); set another backbone, "
-            "or an image_size that fits"
+            f"with texts of width {config.text.width} ({' '.join(str(error).split())}); "
+            "set another backbone, or an image_size that fits"
         ) from error
     if shape != x.shape:
         raise ValueError(

@@ -32,7 +32,7 @@ TYPES: dict[str, Any] = {
     "evaluation.grid_prompts": list[str] | None,
     "evaluation.guidance": float,
 }
-LEAST: dict[str, float] = {
+LEAST: dict[str, int | float] = {
     **dict.fromkeys(
         [
             "image_size",

@@ -1,6 +1,7 @@
 """What `train.py` does once the configuration is composed: check, build, train, say where."""
 
 import logging
+import os
 import sys
 import time
 import warnings
@@ -12,10 +13,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from ldm.commands.building import build
+from ldm.commands.check import checked
 from ldm.commands.errors import FAILED
-from ldm.commands.parts import KNOWN_KEYS, STAGES, precision_of
+from ldm.commands.parts import STAGES, Stage, precision_of
+from ldm.commands.plan import fit
 from ldm.runs.checkpoints import Checkpoint, newest_good
 from ldm.runs.folder import RunFolder, open_run, run_folder
+from ldm.runs.state import recorded
 from ldm.training.callbacks import Checkpointing, StepProgress
 from ldm.training.data import PictureDataModule
 from ldm.training.loggers import JsonLines
@@ -28,9 +32,7 @@ warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` i
 
 def train(config: DictConfig) -> None:
     """Train what `stage` says, in the folder that `run_root` and `name` say."""
-    for key in config:
-        if str(key) not in KNOWN_KEYS:
-            raise ValueError(f"{key!s}: no such key in this configuration; take it out")
+    checked(config)
     folder = run_folder(config.run_root, config.name)
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
@@ -38,8 +40,20 @@ def train(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     data = _data(config)
     module = stage.module(data)
+    if config.stage_name == "diffusion":
+        fit(config)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     open_run(folder, plain, sys.argv)
+    facts = {
+        "stage": config.stage_name,
+        "max_steps": config.trainer.max_steps,
+        "data": {"train": data.train.content_hash, "val": data.val.content_hash},
+    }
+    with recorded(folder.path, facts, writes=_rank() == 0):
+        _run(config, folder, stage, module, data)
+
+
+def _run(config: DictConfig, folder: RunFolder, stage: Stage, module: Any, data: Any) -> None:
     resumed = _resume_point(folder)
     trainer = _trainer(config, folder, [*stage.callbacks(folder, data)])
     _announce(config, folder, trainer, module, resumed)
@@ -54,6 +68,12 @@ def train(config: DictConfig) -> None:
     _conclude(folder, trainer, time.monotonic() - began)
     if trainer.interrupted:
         sys.exit(FAILED)
+
+
+def _rank() -> int:
+    """Of this process, before there is a trainer to ask."""
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+    return next((int(os.environ[name]) for name in names if name in os.environ), 0)
 
 
 def _data(config: DictConfig) -> PictureDataModule:

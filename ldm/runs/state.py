@@ -11,7 +11,7 @@ import platform
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,8 @@ def _process_is_there(pid: Any) -> bool:
 
 def _beat(path: Path, stop: threading.Event) -> None:
     while True:
-        try:
+        with suppress(OSError):  # a full or vanished disk is the training's to report
             path.touch()
-        except OSError:  # a full or vanished disk is the training's to report
-            pass
         if stop.wait(PULSE):
             return
 

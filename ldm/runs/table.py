@@ -15,7 +15,7 @@ from typing import Any
 from ldm.runs.state import STATE, State, read_state
 
 TAIL = 16_384  # bytes of metrics.jsonl that hold the newest values
-LINES = 40  # of config.yaml that hold its plain top-level keys
+HEAD = 16_384  # characters of config.yaml that hold its plain top-level keys
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _records(path: Path, tail: int | None) -> Iterator[dict[str, Any]]:
 def _head(path: Path) -> str | None:
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(64 * LINES)
+            return file.read(HEAD)
     except OSError:
         return None
 

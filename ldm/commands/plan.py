@@ -11,10 +11,9 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import _devices
-from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.commands.parts import LATENTS, clip_features, load_codec, precision_of
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.clip import clip_config
 from ldm.models import Autoencoder
 from ldm.runs.folder import RunFolder, run_folder
 from ldm.types import Condition, draws_for_seeds
@@ -41,9 +40,8 @@ def plan(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield "clip", _size(build(config.clip, "clip").model)
     _try_optimizer(config)
     judge = OmegaConf.select(config, "evaluation.clip")
-    if judge is not None:
-        clip_config(judge)
-    yield from _steps(config, todo)
+    width = None if judge is None else clip_features(judge).width
+    yield from _steps(config, todo, width)
     for line in todo:
         yield "first", line
 
@@ -195,7 +193,7 @@ def _try_optimizer(config: DictConfig) -> None:
     build(config.module.lr_schedule, "module.lr_schedule")(optimizer)
 
 
-def _steps(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
+def _steps(config: DictConfig, todo: list[str], width: int | None) -> Iterator[tuple[str, str]]:
     steps, batch = config.trainer.max_steps, config.global_batch
     seen = steps * batch
     try:
@@ -205,7 +203,7 @@ def _steps(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
             f"{len(train)} pictures to train, {len(val)} to validate: "
             f"{seen / len(train):.1f} epochs",
         )
-        yield from _validation(config, len(val))
+        yield from _validation(config, len(val), width)
     except FileNotFoundError as error:
         todo.append(f"make the data: {error}")
     yield "steps", f"{steps} of {batch} pictures, {seen:,} pictures in all"
@@ -218,14 +216,13 @@ def _steps(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
     yield "looks", f"every {config.evaluation.every} steps"
 
 
-def _validation(config: DictConfig, count: int) -> Iterator[tuple[str, str]]:
+def _validation(config: DictConfig, count: int, width: int | None) -> Iterator[tuple[str, str]]:
     """What can be measured with so many pictures."""
     prompts = OmegaConf.select(config, "evaluation.prompts")
-    if prompts is None:
+    if prompts is None or width is None:
         return
     if prompts > count:
         yield "note", f"evaluation.prompts={prompts}, but there are {count} captions: all are used"
-    width = clip_config(config.evaluation.clip)["embed_dim"]
     if min(prompts, count) <= width:
         yield (
             "note",

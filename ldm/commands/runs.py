@@ -117,7 +117,7 @@ def show_run(arguments: argparse.Namespace) -> int:
     """Record, state, newest metrics, checkpoints and samples."""
     from ldm.runs.checkpoints import checkpoints
 
-    row, provenance = _row(arguments.run), _provenance(Path(arguments.run))
+    row, provenance = _row(arguments.run), provenance_of(Path(arguments.run))
     lines = {
         "run": f"{row.path}  ({row.stage})",
         "state": f"{row.state.name}  {row.state.error}".strip(),
@@ -148,7 +148,7 @@ def _row(run: str) -> Any:
     return row
 
 
-def _provenance(path: Path) -> list[dict[str, Any]]:
+def provenance_of(path: Path) -> list[dict[str, Any]]:
     import json
 
     file = path / "provenance.jsonl"
@@ -202,7 +202,7 @@ def rerun_run(arguments: argparse.Namespace) -> int:
 
     old = RunFolder(Path(arguments.run))
     config = old.config()
-    provenance = _provenance(old.path)
+    provenance = provenance_of(old.path)
     if not arguments.anyway:
         refuse_other_code(old.path, provenance[-1] if provenance else {})
     name = arguments.name or f"{config['name']}-rerun"

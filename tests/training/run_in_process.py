@@ -15,7 +15,7 @@ from ldm.training.callbacks import StepProgress
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = "image_size=32 global_batch=4 log_every=1 checkpoint.every=2 trainer=cpu "
-TINY += "precision=32-true trainer.max_steps=7 evaluation.every=3"
+TINY += "precision=32-true trainer.max_steps=7 evaluation.every=3 module.lr_schedule.warmup=2"
 FIRST = "experiment=emoji/autoencoder autoencoder=tiny " + TINY
 SECOND = "experiment=emoji/diffusion backbone=dit_tiny evaluation.prompts=2 sampler.steps=1 " + TINY
 

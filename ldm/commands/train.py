@@ -55,9 +55,10 @@ def train(config: DictConfig) -> int:
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
         config.precision = precision_of(config.precision)
-    plain: Any = OmegaConf.to_container(config, resolve=True)
     data = _data(config)
-    module = stage.module()
+    module = stage.module(data)
+    # Only now: the stage has filled in what the first stage and the text encoder decide.
+    plain: Any = OmegaConf.to_container(config, resolve=True)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     if rank() == 0:
         make_folder(folder)

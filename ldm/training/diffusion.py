@@ -1,12 +1,14 @@
 """Training of the denoising network in the latent space of a frozen autoencoder."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ldm.data import posterior_of
+from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
@@ -67,7 +69,10 @@ class LatentDiffusionModule(ClipsByNetwork):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss of one batch."""
         draws = draws_of(self, batch)
-        latent = self.codec.encode(batch["image"], draws)
+        if "mean" in batch:
+            latent = self.codec.latent_of(posterior_of(cast(LatentBatch, batch)), draws)
+        else:
+            latent = self.codec.encode(batch["image"], draws)
         condition = self._with_dropout(self.captions(batch["caption"]), draws)
         losses = self.objective(self.network, latent, condition, draws)
         self.nonfinite.watch(batch["key"], losses)

@@ -14,6 +14,8 @@ VERBS = (
     "stats",
     "evaluate",
     "evidence",
+    "consolidate",
+    "plan",
 )
 
 

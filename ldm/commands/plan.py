@@ -122,8 +122,8 @@ def lines(need: Need, gpu: str, memory: float) -> list[str]:
         f"{gpu} has {memory:.0f} GB",
         f"    speed  {need.pictures_per_second:.0f} pictures/s, if {need.utilisation:.0%} of "
         f"{need.count} x {need.peak:.0f} TFLOP/s is reached (an assumption; measure yours)",
-        f"     time  {need.steps} steps x {need.global_batch} pictures: {need.hours / 24:.2f} days, "
-        f"{need.hours * need.count:.1f} GPU-hours",
+        f"     time  {need.steps} steps x {need.global_batch} pictures: "
+        f"{need.hours / 24:.2f} days, {need.hours * need.count:.1f} GPU-hours",
     ]
 
 

@@ -21,6 +21,8 @@ VERBS = (
     "config",
     "report",
     "doctor",
+    "consolidate",
+    "plan",
 )
 
 

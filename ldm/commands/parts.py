@@ -34,14 +34,6 @@ from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
 
 LATENTS = "latents.json"
-COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
-COMMON += " blocks watchdog checkpoint latent data trainer stage_name module evaluation resume"
-KNOWN_KEYS = frozenset(
-    [
-        *COMMON.split(),
-        *["clip", "autoencoder", "loss", "first_stage", "backbone", "diffusion", "sampler", "text"],
-    ]
-)
 
 
 def precision_of(asked: str) -> str:

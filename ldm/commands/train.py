@@ -17,7 +17,7 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import checked
-from ldm.commands.errors import FAILED
+from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
 from ldm.data.errors import DataError
@@ -113,7 +113,7 @@ def _fit(
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         code = _tell_crash(config, folder, trainer, error)
-        if code == 1:
+        if code == REFUSED:
             raise
     finally:
         if rank() == 0 and code:
@@ -147,7 +147,7 @@ def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error
     record = failures / f"rank-{rank()}.txt"
     record.write_text(f"step {trainer.global_step}\n{traceback.format_exc()}")
     if isinstance(error, ValueError) and trainer.global_step == 0:
-        return 1  # refused while it was set up: reported in one line, as every refusal
+        return REFUSED  # while it was set up: reported in one line, as every refusal
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         turn = config.global_batch // trainer.world_size // config.accumulate
         _tell_failure(
@@ -161,6 +161,7 @@ def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error
     if "peer" in str(error) and trainer.world_size > 1:
         print(f"error: rank {rank()} lost another rank; {failures} tells why", file=sys.stderr)
         return RETRY
+    traceback.print_exc()
     return 1
 
 

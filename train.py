@@ -13,7 +13,9 @@ def main(config: DictConfig) -> None:
     """Compose the configuration, then hand it on; what is heavy is imported only here."""
     from ldm.commands.train import train
 
-    train(config)
+    # Reported here, or Hydra would add a story of its own.
+    if code := reported(lambda: train(config)):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

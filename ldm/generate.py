@@ -11,7 +11,8 @@ from PIL import Image as Pictures
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.diffusion import Denoiser, Guided, Sampler
-from ldm.frozen import CaptionEncoder, LatentCodec
+from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.codec import LatentCodec
 from ldm.types import Image, draws_for_seeds
 
 
@@ -34,7 +35,7 @@ class TextToImage:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], negative: str = "") -> Image:
         """`[len(prompts) 3 H W]` in [-1, 1]; `negative` is what guidance leads away from."""
-        device = self.codec.device
+        device = self.codec.mean.device
         shape = self.codec.latent_shape(self.image_size)
         # On the CPU, so that a seed is the same picture on every kind of device.
         draws = draws_for_seeds(seeds, torch.device("cpu"))

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from ldm.commands.errors import reported
 
-VERBS = ("shards", "sample", "quickstart")
+VERBS = ("quickstart", "shards", "sample", "reconstruct")
 
 
 def main() -> int:

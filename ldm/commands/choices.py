@@ -24,4 +24,4 @@ def sampler_node(trained: DictConfig, name: str | None, steps: int | None) -> Di
     """The run's sampler, or the named one with the run's number of steps; `steps` overrides."""
     node: Any = trained.copy() if name is None else choice("sampler", name)
     node.steps = trained.steps if steps is None else steps
-    return node  # type: ignore[no-any-return]
+    return node

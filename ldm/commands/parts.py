@@ -12,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ldm.commands.building import build
 from ldm.data import ShardData, normalise, validation_batches
 from ldm.diffusion import Denoiser
-from ldm.frozen import CaptionEncoder, ClipFeatures, LatentCodec, LatentStatistics, fingerprint
-from ldm.frozen.clip import Clip, load_clip, save_clip
-from ldm.metrics import CLIPScore, FrechetDistance, Retrieval, reference_statistics
+from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.clip import Clip, clip_config, load_clip, save_clip
+from ldm.frozen.codec import LatentCodec, LatentStatistics
+from ldm.frozen.features import ClipFeatures
+from ldm.metrics import CLIPScore, Features, FrechetDistance, Reference, Retrieval
 from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.folder import RunFolder
@@ -68,7 +70,7 @@ class ClipStage:
         """Nothing to look at: its validation is numbers."""
         return []
 
-    def finish(self, folder: RunFolder, module: ClipModule, data: PictureDataModule) -> None:
+    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
         """The open_clip folder, `clip/`."""
         plain: Any = OmegaConf.to_container(self.config.clip, resolve=True)
         save_clip(folder.path / "clip", module.network, plain)
@@ -95,19 +97,19 @@ class AutoencoderStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Grids of pictures, reconstructions and differences, with their Fréchet distance."""
         evaluation = self.config.evaluation
-        features = ClipFeatures(load_clip(evaluation.clip))
-        reference = reference_statistics(features, _pictures(data.val))
+        features = clip_features(evaluation.clip)
+        reference = reference_of(features, data.val)
         return [
             Reconstructions(
                 every=evaluation.every,
                 folder=folder.samples,
                 pictures=lambda: _pictures(data.val),
                 shown=evaluation.shown,
-                metrics={f"frechet_{features.name}": FrechetDistance(features, reference)},
+                metrics={"frechet_distance": FrechetDistance(features, reference)},
             )
         ]
 
-    def finish(self, folder: RunFolder, module: AutoencoderModule, data: PictureDataModule) -> None:
+    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
         """The latent contract, `latents.json`, measured over the training pictures."""
         statistics = latent_statistics(module.average, _pictures(data.train))
         statistics.save(folder.path / LATENTS)
@@ -138,10 +140,8 @@ class DiffusionStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
         config, evaluation = self.config, self.config.evaluation
-        clip = load_clip(evaluation.clip)
-        features = ClipFeatures(clip)
-        prompts = spread(data.val.captions(), evaluation.prompts)
-        reference = reference_statistics(features, _pictures(data.val))
+        clip = clip_features(evaluation.clip)
+        prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
                 every=evaluation.every,
@@ -149,7 +149,7 @@ class DiffusionStage:
                 grid_prompts=evaluation.grid_prompts or prompts[:16],
                 prompts=prompts,
                 metrics={
-                    f"frechet_{features.name}": FrechetDistance(features, reference),
+                    "frechet_distance": FrechetDistance(clip, reference_of(clip, data.val)),
                     "clip_score": CLIPScore(clip),
                     "recall@5": Retrieval(clip, k=5),
                 },
@@ -230,7 +230,7 @@ def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion
 
 
 def load_codec(run: str) -> LatentCodec:
-    """The codec of a first-stage run. ValueError where weights and statistics do not belong
+    """The codec of a first-stage run; ValueError where its weights and statistics do not belong
     together, FileNotFoundError where there are none."""
     folder = RunFolder(Path(run))
     config = OmegaConf.create(folder.config())
@@ -242,14 +242,7 @@ def load_codec(run: str) -> LatentCodec:
         )
     autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
     autoencoder.load_state_dict(_under(newest(folder).load()["state_dict"], "average."))
-    statistics = LatentStatistics.load(folder.path / LATENTS)
-    if statistics.fingerprint != fingerprint(autoencoder):
-        raise ValueError(
-            f"first_stage={run}: {LATENTS} was measured for other weights than the newest "
-            f"checkpoint holds; delete {folder.path / LATENTS} and start the same training again "
-            "to measure them"
-        )
-    return LatentCodec(autoencoder, statistics)
+    return LatentCodec(autoencoder, LatentStatistics.load(folder.path / LATENTS))
 
 
 def newest(folder: RunFolder) -> Checkpoint:
@@ -266,6 +259,25 @@ def spread(items: list[str], count: int) -> list[str]:
     """`count` of the items, evenly spaced over the list; all of them when there are fewer."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
+
+
+def clip_features(folder: str) -> ClipFeatures:
+    """Both towers of the CLIP in that folder, as metrics look through them."""
+    clip = load_clip(folder)
+    config = clip_config(folder)
+    return ClipFeatures(
+        clip.model,
+        clip.tokenizer,
+        f"clip:{folder}",
+        image_size=config["vision_cfg"]["image_size"],
+        width=config["embed_dim"],
+    )
+
+
+def reference_of(features: Features, data: ShardData) -> Reference:
+    """Mean and covariance of all the data's pictures."""
+    rows = torch.cat([features(images) for images in _pictures(data)]).double()
+    return Reference(features.name, len(rows), rows.mean(0), rows.T.cov(), data.content_hash)
 
 
 def _pictures(data: ShardData) -> Any:

@@ -1,7 +1,9 @@
 """What `train.py` does once the configuration is composed: check, build, train, say where."""
 
+import logging
 import sys
 import time
+import warnings
 from typing import Any
 
 import lightning as L
@@ -18,12 +20,16 @@ from ldm.training.callbacks import Checkpointing, StepProgress
 from ldm.training.data import PictureDataModule
 from ldm.training.loggers import JsonLines
 
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
+warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice
+
 
 def train(config: DictConfig) -> None:
     """Train what `stage` says, in the folder that `run_root` and `name` say."""
     for key in config:
         if str(key) not in KNOWN_KEYS:
-            raise ValueError(f"{key}: no such key in this configuration; take it out")
+            raise ValueError(f"{key!s}: no such key in this configuration; take it out")
     folder = run_folder(config.run_root, config.name)
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
@@ -31,6 +37,7 @@ def train(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     data = _data(config)
     module = stage.module()
+    module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     open_run(folder, plain, sys.argv)
     resumed = _resume_point(folder)
     trainer = _trainer(config, folder, [*stage.callbacks(folder, data)])

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,25 @@ RECORD = np.dtype(
         ("key_offset", "<u8"),
     ]
 )
+
+
+class Record(NamedTuple):
+    """One sample's line in the index, field for field as in RECORD."""
+
+    offset: int
+    size: int
+    caption_size: int
+    caption_offset: int
+    json_offset: int
+    json_size: int
+    crc: int
+    width: int
+    height: int
+    caption_length: int
+    key_size: int
+    key_offset: int
+
+
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
 CAPTION_FIELDS = ("caption", "text")  # of a JSON member, where there is no .txt
 _EXAMPLES = 20
@@ -66,14 +85,17 @@ class ShardIndex:
     """The samples of one shard."""
 
     header: Header
-    records: NDArray[np.void]
+    records: NDArray[Any]
     keys: bytes
 
     def key(self, row: int) -> str:
         """The key of the shard's sample `row`."""
-        record = self.records[row]
-        start = int(record["key_offset"])
-        return self.keys[start : start + int(record["key_size"])].decode()
+        record = self.record(row)
+        return self.keys[record.key_offset : record.key_offset + record.key_size].decode()
+
+    def record(self, row: int) -> Record:
+        """The line of the shard's sample `row`."""
+        return Record(*self.records[row].item())
 
     def write(self, path: Path) -> None:
         """All or nothing: the file appears under its name when it is complete."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data.errors import DataError
-from ldm.data.index import CAPTION_FIELDS, ShardIndex, build_index, load_index
+from ldm.data.index import CAPTION_FIELDS, Record, ShardIndex, build_index, load_index
 from ldm.data.keep import Keep
 from ldm.data.order import Indices
 from ldm.data.reading import Reading
@@ -36,11 +36,11 @@ class ShardSet:
     """Samples 0..len-1 in the order of the shards; what `keep` leaves out has no number."""
 
     def __init__(self, shards: str | Sequence[str], keep: Keep, reading: Reading) -> None:
+        self._files: OrderedDict[int, int] = OrderedDict()
         self.reading = reading
         self.paths = [Path(name) for name in expand(shards)]
         self.indexes = [open_index(path, reading) for path in self.paths]
         refuse_losses(self.paths, self.indexes, reading.tolerate)
-        self._files: OrderedDict[int, int] = OrderedDict()
         self.rows = [self._kept(shard, index, keep) for shard, index in enumerate(self.indexes)]
         self.sizes = [len(rows) for rows in self.rows]
         self._ends = np.cumsum(self.sizes)
@@ -77,9 +77,9 @@ class ShardSet:
         """The sample's key, unique in its shard."""
         return self.indexes[place.shard].key(place.row)
 
-    def record(self, place: Place) -> Any:
-        """The sample's index record."""
-        return self.indexes[place.shard].records[place.row]
+    def record(self, place: Place) -> Record:
+        """The sample's line in its shard's index."""
+        return self.indexes[place.shard].record(place.row)
 
     def captions(self) -> Iterator[str]:
         """Every sample's default caption, in order, without touching a picture."""
@@ -91,11 +91,10 @@ class ShardSet:
         """The .txt, or where that is missing or empty the JSON's `caption` or `text`."""
         record = self.record(place)
         text = ""
-        if record["caption_size"]:
-            text = caption_of(
-                self.read(place.shard, record["caption_offset"], record["caption_size"])
-            )
-        if not text and record["json_size"]:
+        if record.caption_size:
+            raw = self.read(place.shard, record.caption_offset, record.caption_size)
+            text = caption_of(raw)
+        if not text and record.json_size:
             fields = self.fields(place)
             text = next((found for name in CAPTION_FIELDS if (found := field_of(fields, name))), "")
         return text
@@ -103,13 +102,12 @@ class ShardSet:
     def fields(self, place: Place) -> dict[str, Any]:
         """The sample's JSON record, empty where there is none."""
         record = self.record(place)
-        if not record["json_size"]:
+        if not record.json_size:
             return {}
-        return record_of(self.read(place.shard, record["json_offset"], record["json_size"]))
+        return record_of(self.read(place.shard, record.json_offset, record.json_size))
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of a shard. Tries again with growing pauses, then raises DataError."""
-        offset, size = int(offset), int(size)
         for attempt in range(self.reading.retries + 1):
             try:
                 return os.pread(self._file(shard), size, offset)

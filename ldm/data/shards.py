@@ -128,8 +128,8 @@ class ShardData:
         self, place: Place, shape: tuple[int, int], draws: NDArray[np.float64]
     ) -> NDArray[np.uint8]:
         record = self.set.record(place)
-        raw = self.set.read(place.shard, record["offset"], record["size"])
-        if zlib.crc32(raw) != record["crc"]:
+        raw = self.set.read(place.shard, record.offset, record.size)
+        if zlib.crc32(raw) != record.crc:
             raise ValueError("the picture's bytes differ from the index's checksum")
         picture = open_picture(raw, max_pixels=self.keep.max_pixels, at_least=max(shape))
         picture = to_rgb(picture, self.background)

@@ -1,22 +1,101 @@
 """Guidance: denoisers around denoisers, which push an estimate away from a worse one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
-from ldm.diffusion.denoiser import Denoiser, Estimate
-from ldm.diffusion.schedules import Schedule
+import torch
+from torch import Tensor
+
+from ldm.diffusion.denoiser import Denoiser, Estimate, with_data
+from ldm.diffusion.schedules import Schedule, columns
 from ldm.types import Condition, Latent, Time
+
+
+@runtime_checkable
+class Push(Protocol):
+    """How far, and along what, the good estimate of the data moves away from the bad one."""
+
+    def __call__(self, good: Latent, bad: Latent, scale: float) -> Latent:
+        """The guided data; scale 1 stays at good."""
+
+
+@dataclass(frozen=True)
+class Straight:
+    """bad + scale (good - bad) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6)."""
+
+    def __call__(self, good: Latent, bad: Latent, scale: float) -> Latent:
+        return bad + scale * (good - bad)
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """Straight, with a share of each sample's standard deviation put back to the good estimate's,
+    against over-exposure (Lin et al. 2023, arXiv:2305.08891, eq. 14-16, here on the data)."""
+
+    share: float = 0.7
+
+    def __post_init__(self) -> None:
+        _between_0_and_1("push.share", self.share)
+
+    def __call__(self, good: Latent, bad: Latent, scale: float) -> Latent:
+        guided = Straight()(good, bad, scale)
+        wanted, got = (x.std(dim=(1, 2, 3), keepdim=True) for x in (good, guided))
+        return guided * (self.share * wanted / got + 1 - self.share)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Adaptive projected guidance: only what is orthogonal to the good estimate is added in full,
+    the parallel part, which saturates colours, by the share `parallel`, and no push is longer
+    than `radius` before scaling (Sadat et al. 2024, arXiv:2410.02416, algorithm 1, without its
+    momentum, which would make an estimate depend on those before it)."""
+
+    parallel: float = 0.0
+    radius: float = float("inf")
+
+    def __call__(self, good: Latent, bad: Latent, scale: float) -> Latent:
+        push = good - bad
+        length = torch.linalg.vector_norm(push, dim=(1, 2, 3), keepdim=True)
+        push = push * (self.radius / length).clamp(max=1)
+        direction = good / torch.linalg.vector_norm(good, dim=(1, 2, 3), keepdim=True)
+        along = (push * direction).sum(dim=(1, 2, 3), keepdim=True) * direction
+        return good + (scale - 1) * (push - along + self.parallel * along)
 
 
 @dataclass(frozen=True)
 class Guided:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); scale 1 is no guidance.
+    """Classifier-free guidance; scale 1 is none.
 
-    `null` is the empty condition, or a negative prompt's; one row for each sample.
+    `null` is the empty condition, or a negative prompt's: one row for each sample. With `weaker`,
+    a worse network on the same schedule, the bad estimate is its own: autoguidance where `null`
+    is the condition itself (Karras et al. 2024, arXiv:2406.02507). Guidance acts for t in [low,
+    high] only (Kynkaanniemi et al. 2024, arXiv:2404.07724).
     """
 
     denoiser: Denoiser
     null: Condition
     scale: float
+    low: float = 0.0
+    high: float = 1.0
+    push: Push = field(default_factory=Straight)
+    weaker: Denoiser | None = None
+
+    def __post_init__(self) -> None:
+        if not self.scale >= 0:
+            raise ValueError(
+                f"scale is {self.scale}, but guidance pushes towards the condition: "
+                "set scale to 1 for none, and to 2 ... 10 for more"
+            )
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(
+                f"guidance from t = {self.low} to {self.high} is no interval in [0, 1]: "
+                "set 0 <= low <= high <= 1"
+            )
+        if self.weaker is not None and self.weaker.schedule != self.schedule:
+            raise ValueError(
+                f"the weaker network's schedule is {self.weaker.schedule}, the network's "
+                f"{self.schedule}: set weaker to a checkpoint of the same schedule"
+            )
 
     @property
     def schedule(self) -> Schedule:
@@ -24,9 +103,63 @@ class Guided:
         return self.denoiser.schedule
 
     def __call__(self, x_t: Latent, t: Time, condition: Condition) -> Estimate:
-        """One pass at scale 1, otherwise one pass of twice the batch."""
-        if self.scale == 1:
+        """One pass at scale 1 or outside the interval, otherwise one of twice the batch."""
+        inside = (self.low <= t) & (t <= self.high)
+        if self.scale == 1 or not inside.any():
             return self.denoiser(x_t, t, condition)
+        if len(self.null) != len(condition):
+            raise ValueError(
+                f"the null condition has {len(self.null)} rows for {len(condition)} samples: "
+                "set one row for each"
+            )
+        good, bad = self._pair(x_t, t, condition)
+        x0 = self.push(good.x0, bad.x0, self.scale)
+        if not inside.all():
+            x0 = torch.where(columns(inside).to(x0.device), x0, good.x0)
+        return with_data(self.schedule, x_t, t, x0)._replace(width=good.width)
+
+    def _pair(self, x_t: Latent, t: Time, condition: Condition) -> tuple[Estimate, Estimate]:
+        """The good and the bad estimate."""
+        if self.weaker is not None:
+            return self.denoiser(x_t, t, condition), self.weaker(x_t, t, self.null)
         both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), condition.cat(self.null))
-        x0, noise = (bad + self.scale * (good - bad) for good, bad in (e.chunk(2) for e in both))
-        return Estimate(x0, noise)
+        n = len(x_t)
+
+        def rows(part: slice) -> Estimate:
+            width: Tensor | None = None if both.width is None else both.width[part]
+            return Estimate(both.x0[part], both.noise[part], width)
+
+        return rows(slice(n)), rows(slice(n, None))
+
+
+@dataclass(frozen=True)
+class Thresholded:
+    """Dynamic thresholding: each sample's data is squeezed so that all but the largest 1 - share
+    of its values lie within +-limit (Saharia et al. 2022, arXiv:2205.11487, section 2.3, where
+    pixels give limit 1; a latent has no such bound, and 3 or 4 deviations do)."""
+
+    denoiser: Denoiser
+    limit: float
+    share: float = 0.995
+
+    def __post_init__(self) -> None:
+        _between_0_and_1("share", self.share)
+        if self.limit <= 0:
+            raise ValueError(f"limit is {self.limit}, which leaves no data: set limit to e.g. 4")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The inner denoiser's."""
+        return self.denoiser.schedule
+
+    def __call__(self, x_t: Latent, t: Time, condition: Condition) -> Estimate:
+        free = self.denoiser(x_t, t, condition)
+        bound = torch.quantile(free.x0.abs().flatten(1), self.share, dim=1)
+        bound = columns(bound.clamp(min=self.limit))
+        x0 = free.x0.clamp(-bound, bound) * (self.limit / bound)
+        return with_data(self.schedule, x_t, t, x0)._replace(width=free.width)
+
+
+def _between_0_and_1(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}, but it is a share: set it between 0 and 1")

@@ -8,31 +8,41 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import NetworkDenoiser
 from ldm.diffusion.schedules import Schedule, corrupt
-from ldm.diffusion.targets import Target, compose, determinant
+from ldm.diffusion.targets import Target, compose, determinant, solve
 from ldm.diffusion.times import Times, draw_times
+from ldm.diffusion.variance import LearnedVariance
 from ldm.diffusion.weights import Unit, Weight
 from ldm.types import Condition, Draws, Latent, Network, Time
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Schedule x target x times x weight: all that training and sampling must agree on."""
+    """Schedule x target x times x weight: all that training and sampling must agree on.
+
+    offset_noise adds to the noise one number a channel times this, so that the mean of a picture
+    is learned too (Guttenberg 2023, "Diffusion with offset noise"). input_perturbation adds this
+    much more noise to x_t and not to the target, as sampling's own errors will (Ning et al. 2023,
+    arXiv:2301.11706). With `variance` the network's output has 2c channels.
+    """
 
     schedule: Schedule
     target: Target
     times: Times
     weight: Weight = field(default_factory=Unit)
     stratified: bool = True
+    offset_noise: float = 0.0
+    input_perturbation: float = 0.0
+    variance: LearnedVariance | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a target from which pure noise cannot be turned into data."""
-        last = torch.ones((), dtype=torch.float64)
-        solvable = determinant(self.target, self.schedule, last)
-        if not (solvable.isfinite() and solvable.abs() > 1e-3):
-            raise ValueError(
-                f"target {self.target} says nothing of the data at t = 1 on {self.schedule}, "
-                "where sampling starts: set target to AngularVelocity() or Data()"
-            )
+        self._refuse_unsolvable()
+        self._refuse_unbounded()
+        for name, value in [
+            ("offset_noise", self.offset_noise),
+            ("input_perturbation", self.input_perturbation),
+        ]:
+            if value < 0:
+                raise ValueError(f"{name} is {value}, but it is a width: set 0 for none, or 0.1")
 
     def __call__(
         self, network: Network, x0: Latent, condition: Condition, draws: Draws
@@ -40,11 +50,17 @@ class Objective:
         """Weighted squared error of each sample, a mean over its elements; `draws` has a row for
         each. A mean over rows is the batch's loss."""
         t = self.draw_times(draws).to(torch.promote_types(x0.dtype, torch.float32))
-        noise = draws.normal(x0.shape[1:], "noise").to(x0.dtype)
-        prediction = network(corrupt(self.schedule, x0, noise, t), t, condition)
+        noise = self._draw_noise(x0, draws)
+        x_t = corrupt(self.schedule, x0, self._perturbed(noise, draws), t)
+        prediction: Tensor = network(x_t, t, condition)
+        extra = torch.zeros_like(t)
+        if self.variance is not None:
+            prediction, last = prediction.chunk(2, dim=1)
+            guess, _ = solve(self.target, self.schedule, prediction.detach(), x_t, t)
+            extra = self.variance.loss(self.schedule, x0, guess, (last + 1) / 2, t)
         error = prediction - compose(self.target, self.schedule, x0, noise, t)
         weight = self.weight(self.schedule, self.target, t)
-        return weight * error.square().mean(dim=(1, 2, 3))
+        return weight * error.square().mean(dim=(1, 2, 3)) + extra
 
     def draw_times(self, draws: Draws) -> Time:
         """The times that `self(..., draws)` trains at: the same draws give the same times, so a
@@ -53,4 +69,45 @@ class Objective:
 
     def denoiser(self, network: Network) -> NetworkDenoiser:
         """The same schedule and target, read backwards: what a sampler steps with."""
-        return NetworkDenoiser(network, self.schedule, self.target)
+        return NetworkDenoiser(network, self.schedule, self.target, self.variance is not None)
+
+    def _draw_noise(self, x0: Latent, draws: Draws) -> Latent:
+        noise = draws.normal(x0.shape[1:], "noise").to(x0.dtype)
+        if self.offset_noise > 0:
+            offset = draws.normal((x0.shape[1], 1, 1), "offset noise").to(x0.dtype)
+            noise = noise + self.offset_noise * offset
+        return noise
+
+    def _perturbed(self, noise: Latent, draws: Draws) -> Latent:
+        if self.input_perturbation > 0:
+            more = draws.normal(noise.shape[1:], "input perturbation").to(noise.dtype)
+            noise = noise + self.input_perturbation * more
+        return noise
+
+    def _refuse_unsolvable(self) -> None:
+        """Pure noise and the prediction there must give the data: sampling starts with them."""
+        last = torch.ones((), dtype=torch.float64)
+        solvable = determinant(self.target, self.schedule, last)
+        if not (solvable.isfinite() and solvable.abs() > 1e-3):
+            raise ValueError(
+                f"target {self.target} says nothing of the data at t = 1 on {self.schedule}, "
+                "where sampling starts: set target to AngularVelocity() or Data()"
+            )
+
+    def _refuse_unbounded(self) -> None:
+        """The loss of a network that predicts nothing must have a mean: it has none if ever more
+        of it comes from ever fewer times, the closer one looks."""
+        coarse, fine = (self._mean_of_nothing(n) for n in (64, 4096))
+        if not fine < 4 * coarse:
+            raise ValueError(
+                f"weight {self.weight} on target {self.target} grows without bound over "
+                f"{self.times}, and a few samples would rule the loss: set target to "
+                "AngularVelocity(), or weight to Unit() or MinSNR()"
+            )
+
+    def _mean_of_nothing(self, n: int) -> float:
+        u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        t = self.times.quantile(u, self.schedule)
+        a, b = self.target.coefficients(self.schedule, t)
+        loss = self.weight(self.schedule, self.target, t) * (a.square() + b.square())
+        return loss.mean().item()

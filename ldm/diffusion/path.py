@@ -53,6 +53,14 @@ class Start:
             )
 
 
+def check_eta(eta: float) -> None:
+    """Refuse a share of fresh noise outside of [0, 1]."""
+    if not 0 <= eta <= 1:
+        raise ValueError(
+            f"eta is {eta}, but it is the share of fresh noise: set 0 (deterministic) to 1"
+        )
+
+
 class Path:
     """One run of a sampler: a denoiser and what it is told, along the stops."""
 

@@ -75,3 +75,62 @@ class Cosine:
 
     def time(self, log_snr: Tensor) -> Tensor:
         return 2 / math.pi * torch.atan(torch.exp(-log_snr / 2))
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """Variance preserving, alpha^2 a falling sigmoid over [start, end] / tau, moved and stretched
+    to reach 1 and 0 (Jabri et al. 2022, arXiv:2212.11972).
+
+    Differences of sigmoids are written as sinh(difference / 2) over cosh's, which keeps their
+    relative precision where they vanish.
+    """
+
+    start: float = -3.0
+    end: float = 3.0
+    tau: float = 1.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = self._halves()
+        width = last - first
+        shared = torch.cosh(first + width * t) * math.sinh(width)
+        alpha = (torch.sinh(width * (1 - t)) * math.cosh(first) / shared).sqrt()
+        sigma = (torch.sinh(width * t) * math.cosh(last) / shared).sqrt()
+        return alpha, sigma
+
+    def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        first, last = self._halves()
+        width = last - first
+        alpha, sigma = self(t)
+        steepness = width * math.cosh(first) * math.cosh(last) / math.sinh(width)
+        d_square = -steepness / torch.cosh(first + width * t).square()  # d alpha^2 / dt
+        return d_square / (2 * alpha), -d_square / (2 * sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        first, last = self._halves()
+        tanh = torch.sigmoid(log_snr) * math.tanh(first) + torch.sigmoid(-log_snr) * math.tanh(last)
+        return ((torch.atanh(tanh) - first) / (last - first)).clamp(0, 1)
+
+    def _halves(self) -> tuple[float, float]:
+        return self.start / self.tau / 2, self.end / self.tau / 2
+
+
+@dataclass(frozen=True)
+class VarianceExploding:
+    """alpha = 1 and sigma = sigma_max t^rho: the noise levels of EDM's sampler, down to none at
+    all (Karras et al. 2022, arXiv:2206.00364, eq. 5 with sigma_min = 0).
+
+    x_t is as wide as sigma; a network is trained on UnitVariance(VarianceExploding(...)).
+    """
+
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.sigma_max * t**self.rho
+
+    def slope(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), self.sigma_max * self.rho * t ** (self.rho - 1)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return ((-log_snr / 2).exp() / self.sigma_max).clamp(0, 1) ** (1 / self.rho)

@@ -58,6 +58,20 @@ class AngularVelocity:
         return -sigma, alpha
 
 
+@dataclass(frozen=True)
+class Preconditioned:
+    """What EDM's network predicts, (x_0 - c_skip x_t) / c_out, which has unit variance at every t
+    for data of standard deviation data_std (Karras et al. 2022, arXiv:2206.00364, table 1). For
+    unit variance it is -v."""
+
+    data_std: float = 1.0
+
+    def coefficients(self, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = schedule(t)
+        width = torch.hypot(self.data_std * alpha, sigma)
+        return sigma / width / self.data_std, -self.data_std * alpha / width
+
+
 def determinant(target: Target, schedule: Schedule, t: Tensor) -> Tensor:
     """alpha b - sigma a. An error d in the prediction is an error -sigma d / determinant in x_0
     and alpha d / determinant in the noise."""

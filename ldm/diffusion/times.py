@@ -4,6 +4,7 @@ A density is its quantile function: the t below which a share u of the training 
 source of uniform numbers, independent or spread evenly over the global batch, serves them all.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -55,3 +56,53 @@ class LogitNormal:
 
     def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Heavy in the middle for scale > 0, and nowhere zero (same paper, eq. 20);
+    -1 <= scale <= 2 / (pi - 2)."""
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise ValueError(
+                f"scale is {self.scale}, where this density would run backwards: "
+                "set times.scale between -1 and 1.75"
+            )
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return u - self.scale * (torch.sin(math.pi / 2 * u).square() - u)
+
+
+@dataclass(frozen=True)
+class CosMap:
+    """On a rectified flow, the signal-to-noise ratios that a uniform cosine schedule has (same
+    paper, eq. 21): density 2 / (pi (1 - 2 t + 2 t^2))."""
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        sine = torch.sin(math.pi / 2 * u)
+        return sine / (sine + torch.sin(math.pi / 2 * (1 - u)))
+
+
+@dataclass(frozen=True)
+class LogNormalSigma:
+    """log(sigma / alpha) ~ N(mean, std^2), for data of unit variance (Karras et al. 2022,
+    arXiv:2206.00364, table 1, whose data has std 0.5: add log 2 to the mean given there)."""
+
+    mean: float = -0.5
+    std: float = 1.2
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return schedule.time(-2 * (self.mean + self.std * torch.special.ndtri(u)))
+
+
+@dataclass(frozen=True)
+class DiscreteUniform:
+    """Only the steps of a table, t = 1/steps ... 1, all alike (Ho et al. 2020)."""
+
+    steps: int = 1000
+
+    def quantile(self, u: Tensor, schedule: Schedule) -> Tensor:
+        return ((u * self.steps).floor() + 1) / self.steps

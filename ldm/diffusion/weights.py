@@ -5,6 +5,7 @@ Papers state weights for the loss on noise or on x_0. An error d in a prediction
 is the paper's, times the square of one of these, and holds for every target.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -33,7 +34,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class MinSNR:
-    """min(SNR, gamma) on x_0 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
+    """min(SNR, gamma) on x_0 (Hang et al. 2023, arXiv:2303.09556)."""
 
     gamma: float = 5.0
 
@@ -41,3 +42,57 @@ class MinSNR:
         alpha, sigma = schedule(t)
         most = torch.minimum(alpha.square(), self.gamma * sigma.square())
         return most / determinant(target, schedule, t).square()
+
+
+@dataclass(frozen=True)
+class TruncatedSNR:
+    """max(SNR, 1) on x_0 (Salimans & Ho 2022, arXiv:2202.00512, section 4)."""
+
+    def __call__(self, schedule: Schedule, target: Target, t: Tensor) -> Tensor:
+        alpha, sigma = schedule(t)
+        most = torch.maximum(alpha.square(), sigma.square())
+        return most / determinant(target, schedule, t).square()
+
+
+@dataclass(frozen=True)
+class EDM:
+    """(sigma^2 + data_std^2) / (sigma data_std)^2 on x_0 where alpha = 1, which is 1 on the
+    preconditioned target (Karras et al. 2022, arXiv:2206.00364, table 1)."""
+
+    data_std: float = 1.0
+
+    def __call__(self, schedule: Schedule, target: Target, t: Tensor) -> Tensor:
+        alpha, sigma = schedule(t)
+        width = alpha.square() + (sigma / self.data_std).square()
+        return width / determinant(target, schedule, t).square()
+
+
+@dataclass(frozen=True)
+class P2:
+    """1 / (k + SNR)^gamma on the noise (Choi et al. 2022, arXiv:2204.00227)."""
+
+    k: float = 1.0
+    gamma: float = 1.0
+
+    def __call__(self, schedule: Schedule, target: Target, t: Tensor) -> Tensor:
+        alpha, sigma = (x.square() for x in schedule(t))
+        most = alpha * (sigma / (self.k * sigma + alpha)) ** self.gamma
+        return most / determinant(target, schedule, t).square()
+
+
+@dataclass(frozen=True)
+class SigmoidELBO:
+    """sigmoid(bias - log SNR) on the noise, per unit of log-SNR (Kingma & Gao 2023,
+    arXiv:2303.00848).
+
+    The rate -d log SNR / dt is part of it, so it means what the paper says for Uniform times.
+    """
+
+    bias: float = 0.0
+
+    def __call__(self, schedule: Schedule, target: Target, t: Tensor) -> Tensor:
+        alpha, sigma = schedule(t)
+        d_alpha, d_sigma = schedule.slope(t)
+        share = alpha * sigma / (sigma.square() + alpha.square() * math.exp(-self.bias))
+        rate = 2 * (alpha * d_sigma - sigma * d_alpha)  # times 1 / (alpha sigma), in share
+        return share * rate / determinant(target, schedule, t).square()

@@ -5,22 +5,26 @@ A folder is what open_clip calls a local directory: `open_clip_config.json` with
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.assets import resolve
+from ldm.types import Image
 
 
 class Clip(NamedTuple):
     """A model and the tokenizer that belongs to it."""
 
-    model: nn.Module
+    model: Any  # an open_clip CLIP: encode_image, encode_text, logit_scale, visual
     tokenizer: Any
 
 
@@ -63,6 +67,13 @@ def save_clip(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None
     )
 
 
+def clip_config(folder: str) -> dict[str, Any]:
+    """The folder's `model_cfg`: embed_dim, vision_cfg, text_cfg."""
+    text = (Path(resolve(folder)) / "open_clip_config.json").read_text()
+    config: dict[str, Any] = json.loads(text)["model_cfg"]
+    return config
+
+
 def load_clip(folder: str) -> Clip:
     """The frozen model of a folder in eval mode, fp32. FileNotFoundError says what is missing."""
     path = Path(resolve(folder))
@@ -74,3 +85,32 @@ def load_clip(folder: str) -> Clip:
             )
     model = open_clip.create_model(f"local-dir:{path}", precision="fp32")
     return Clip(model.eval().requires_grad_(False), open_clip.get_tokenizer(f"local-dir:{path}"))
+
+
+class ClipMaps:
+    """What the picture tower of a CLIP sees, layer by layer: `ldm.models.FeatureMaps` for a
+    perceptual loss. Gradients pass to the pictures, never to the weights."""
+
+    def __init__(self, folder: str, layers: Sequence[int]) -> None:
+        self.visual = load_clip(folder).model.visual
+        self.layers = list(layers)
+        self.mean = torch.tensor(self.visual.image_mean)[:, None, None]
+        self.std = torch.tensor(self.visual.image_std)[:, None, None]
+
+    def to(self, device: torch.device) -> "ClipMaps":
+        """Move the tower; returns itself."""
+        self.visual.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    def __call__(self, images: Image) -> list[Float[Tensor, "b c h w"]]:
+        """One map for each of `layers`, of pictures in [-1, 1] of any size."""
+        size = tuple(self.visual.image_size)
+        if tuple(images.shape[2:]) != size:
+            images = F.interpolate(images, size, mode="bicubic", antialias=True)
+        pixels = ((images + 1) / 2 - self.mean) / self.std
+        found = self.visual.forward_intermediates(
+            pixels, indices=self.layers, intermediates_only=True, output_fmt="NCHW"
+        )
+        maps: list[Tensor] = found["image_intermediates"]
+        return maps

@@ -1,11 +1,17 @@
 """Networks with parameters: autoencoders, critics, denoising backbones."""
 
+from ldm.models.alignment import AlignedNetwork
 from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
 from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
 from ldm.models.autoencoder_quantised import QuantisedAutoencoder
+from ldm.models.autoencoder_regularisers import Alignment, Equivariance
+from ldm.models.checkpointing import checkpoint_blocks
 from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
 from ldm.models.critic_loss import CriticLoss
+from ldm.models.dc_ae import DeepCompressionAutoencoder
 from ldm.models.dit import DiT
+from ldm.models.lpips import LPIPS
+from ldm.models.mmdit import MMDiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
 from ldm.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from ldm.models.unet import UNet
@@ -13,16 +19,22 @@ from ldm.models.unet import UNet
 __all__ = [
     "L1",
     "L2",
+    "LPIPS",
     "Adversary",
+    "AlignedNetwork",
+    "Alignment",
     "Autoencoder",
     "Charbonnier",
     "CriticLoss",
+    "DeepCompressionAutoencoder",
     "DiT",
+    "Equivariance",
     "FeatureDistance",
     "FeatureMaps",
     "FiniteScalarQuantizer",
     "Hinge",
     "KLAutoencoder",
+    "MMDiT",
     "NonSaturating",
     "PatchCritic",
     "PerceptualDistance",
@@ -32,4 +44,5 @@ __all__ = [
     "UNet",
     "Vanilla",
     "VectorQuantizer",
+    "checkpoint_blocks",
 ]

@@ -36,14 +36,25 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of tokens over themselves, with one fused projection."""
+    """Multi-head attention of tokens over themselves, with one fused projection.
 
-    def __init__(self, width: int, heads: int, *, bias: bool = True, qk_norm: bool = False) -> None:
+    `closed` has no way out: its projections serve an attention that others read.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        bias: bool = True,
+        qk_norm: bool = False,
+        closed: bool = False,
+    ) -> None:
         super().__init__()
         check_heads(width, heads)
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.out = nn.Linear(width, width)
+        self.out = None if closed else nn.Linear(width, width)
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
 
@@ -59,6 +70,7 @@ class SelfAttention(nn.Module):
         angles: tuple[Tensor, Tensor] | None = None,
     ) -> Float[Tensor, "b n w"]:
         """`angles` are the tokens' places, as `rotary_angles` tells them."""
+        assert self.out is not None
         query, key, value = self.project(x)
         if angles is not None:
             query, key = rotate(query, angles), rotate(key, angles)

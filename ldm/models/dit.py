@@ -20,6 +20,7 @@ class DiT(nn.Module):
     hidden: width of the feed-forward layers; 4 * width where not given.
     rope: tokens turn with their place in every attention, besides the added sine positions.
     registers: learned tokens that belong to no patch (arXiv 2309.16588).
+    time_scale, time_offset: the network is told time_scale * t + time_offset.
     frequency_shift: of the time features; 0 as DiT was trained, 1 as diffusers computes it.
     """
 
@@ -42,6 +43,8 @@ class DiT(nn.Module):
         rope: bool = False,
         shared_modulation: bool = False,
         registers: int = 0,
+        time_scale: float = 1000.0,
+        time_offset: float = 0.0,
         frequency_shift: float = 0.0,
     ) -> None:
         super().__init__()
@@ -59,10 +62,17 @@ class DiT(nn.Module):
         self.text_width = text_width
         self.pooled_width = pooled_width
         self.classes = classes
+        self.depth = depth
+        self.hidden = 4 * width if hidden is None else hidden
+        self.qk_norm = qk_norm
+        self.rms_norm = rms_norm
+        self.swiglu = swiglu
         self.rope = rope
         self.shared_modulation = shared_modulation
 
-        self.time = TimeEmbedding(256, width, shift=frequency_shift)
+        self.time = TimeEmbedding(
+            256, width, scale=time_scale, offset=time_offset, shift=frequency_shift
+        )
         self.pooled = VectorEmbedding(pooled_width, width) if pooled_width else None
         self.label = nn.Linear(classes + 1, width, bias=False) if classes else None
         self.text = VectorEmbedding(text_width, width) if text_width else None
@@ -73,7 +83,7 @@ class DiT(nn.Module):
             DiTBlock(
                 width,
                 heads,
-                hidden=4 * width if hidden is None else hidden,
+                hidden=self.hidden,
                 text=text_width > 0,
                 qk_norm=qk_norm,
                 rms_norm=rms_norm,

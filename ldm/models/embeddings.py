@@ -38,44 +38,58 @@ class VectorEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """The time t in [0, 1], as Fourier features of `scale * t`, through a small network.
+    """The time t in [0, 1], as Fourier features of `scale * t + offset`, through a small network.
 
-    `scale` 1000 gives the network the step numbers that published weights were trained with.
+    `scale` 1000 and `offset` 0 suit a new network. Weights trained on the N steps of a table were
+    told N t - 1, the number of a step (offset -1); SiT's were told 1 - t (scale -1, offset 1).
     """
 
     def __init__(
-        self, features: int, width: int, *, scale: float = 1000.0, shift: float = 0.0
+        self,
+        features: int,
+        width: int,
+        *,
+        scale: float = 1000.0,
+        offset: float = 0.0,
+        shift: float = 0.0,
     ) -> None:
         super().__init__()
         self.features = features
         self.scale = scale
+        self.offset = offset
         self.shift = shift
         self.network = VectorEmbedding(features, width)
 
     def forward(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b o"]:
         """`[b]` to `[b o]`."""
-        embedding: Tensor = self.network(
-            fourier_features(self.scale * t, self.features, shift=self.shift)
-        )
+        place = self.scale * t + self.offset
+        embedding: Tensor = self.network(fourier_features(place, self.features, shift=self.shift))
         return embedding
 
 
 def sincos_positions(
-    rows: int, columns: int, width: int, *, device: torch.device | None = None
+    rows: int,
+    columns: int,
+    width: int,
+    *,
+    first: tuple[int, int] = (0, 0),
+    spacing: float = 1.0,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "n width"]:
     """Fixed positions of a grid, row by row, `[rows * columns, width]`, float32.
 
     The first half of a vector tells the column, the second the row, each as sines then cosines
-    (MAE's table, which DiT uses). Computed in float64 and rounded once.
+    (MAE's table, which DiT uses). Cell (i, j) stands at (first + (i, j)) * spacing. Computed in
+    float64 and rounded once.
     """
     if width % 4:
         raise ValueError(f"width {width} is no multiple of 4, as 2-D sine positions need")
-    omega = 10_000.0 ** -(
-        torch.arange(width // 4, dtype=torch.float64, device=device) / (width // 4)
-    )
+    quarter = width // 4
+    omega = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64, device=device) / quarter)
+    # Published tables round the places themselves to float32.
     row, column = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float64, device=device),
-        torch.arange(columns, dtype=torch.float64, device=device),
+        (torch.arange(rows, dtype=torch.float32, device=device) + first[0]) * spacing,
+        (torch.arange(columns, dtype=torch.float32, device=device) + first[1]) * spacing,
         indexing="ij",
     )
     parts = []

@@ -32,6 +32,7 @@ class UNet(nn.Module):
     residual_blocks: of each level on the way down; one more on the way up.
     pooled_width: of `Condition.pooled`, which is added to the time embedding; 0 ignores it.
     attend_padding: attends to padded tokens too, as the published weights did in training.
+    time_offset: the network is told 1000 t + time_offset; -1 for weights trained on a table.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class UNet(nn.Module):
         pooled_width: int = 0,
         groups: int = 32,
         attend_padding: bool = False,
+        time_offset: float = 0.0,
     ) -> None:
         super().__init__()
         if not len(channels) == len(depths) == len(heads):
@@ -70,7 +72,7 @@ class UNet(nn.Module):
         self.attend_padding = attend_padding
         self.embedding_width = 4 * channels[0]
 
-        self.time = TimeEmbedding(channels[0], self.embedding_width)
+        self.time = TimeEmbedding(channels[0], self.embedding_width, offset=time_offset)
         self.pooled = VectorEmbedding(pooled_width, self.embedding_width) if pooled_width else None
         self.enter = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         down, kept = self._down_blocks()

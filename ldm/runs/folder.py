@@ -19,8 +19,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _SECRET = re.compile(r"(^|_)(token|secret|password|api_?key)$", re.IGNORECASE)
 
 # Keys that may differ when a run is continued: they do not change what is learned.
-HARMLESS = ("run_root", "resume", "log_every", "evaluation.every", "checkpoint", "data.workers")
-HARMLESS += ("progress", "trainer.devices", "trainer.accelerator", "trainer.max_steps")
+HARMLESS = (
+    "run_root",
+    "resume",
+    "log_every",
+    "checkpoint",
+    "workers",
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.num_nodes",
+)
 
 
 @dataclass(frozen=True)

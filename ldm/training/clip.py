@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from open_clip import ClipLoss
@@ -12,11 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
 from ldm.types import Draws, Image
 
 
-class ClipModule(L.LightningModule):
+class ClipModule(ClipsByNetwork):
     """Symmetric cross-entropy over the similarities of a batch, on augmented pictures.
 
     `network` is an open_clip model (`encode_image`, `encode_text`, `logit_scale`); `tokenizer`
@@ -27,13 +27,13 @@ class ClipModule(L.LightningModule):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,
         tokenizer: Callable[[list[str]], Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler],
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self.tokenizer = tokenizer
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule

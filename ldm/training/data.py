@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.data import ShardData, normalise, training_batches, validation_batches
+from ldm.data.batches import ValidationBatches
 from ldm.types import Draws
 
 
@@ -65,16 +66,18 @@ class PictureDataModule(L.LightningDataModule):
             self.global_batch // self.accumulate,
         )
 
-    def val_dataloader(self) -> Any:
-        """Every validation picture once, in order, over all ranks."""
+    def val_dataloader(self) -> "_Numbered":
+        """Every validation picture once, in order, over all ranks; `valid` is false where a row
+        only fills up, and `position` of `of` is the first row's place in the set."""
         rank, world = self._place()
-        return validation_batches(
+        batches = validation_batches(
             self.val,
             batch=self.device_batch(world),
             rank=rank,
             world=world,
             workers=self.workers,
         )
+        return _Numbered(batches, len(self.val))
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to [-1, 1], on the device."""
@@ -98,6 +101,21 @@ class _Positioned:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number, batch in enumerate(self.batches):
             yield {**batch, "position": self.first + number * self.stride}
+
+
+class _Numbered:
+    """Adds to each validation batch its place in the set."""
+
+    def __init__(self, batches: ValidationBatches, count: int) -> None:
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for step, batch in enumerate(self.batches):
+            first = int(self.batches.rows(step).positions[0])
+            yield {**batch, "position": first, "of": self.count}
 
 
 def draws_of(module: L.LightningModule, batch: dict[str, Any]) -> Draws:

@@ -3,21 +3,22 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ldm.diffusion import Denoiser, Objective
-from ldm.frozen import CaptionEncoder, LatentCodec
+from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.codec import LatentCodec
+from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
-from ldm.training.ema import follow, twin
+from ldm.training.ema import follow, gradual_decay, twin
 from ldm.types import Condition, Draws, Image
 
 VALIDATION_SEED = 1  # validation always sees the same times and noises, whatever the run's seed
 
 
-class LatentDiffusionModule(L.LightningModule):
+class LatentDiffusionModule(ClipsByNetwork):
     """The second stage: x_t from the codec's latents and known noise, a loss on what the network
     says of them, and an average of the network that follows it.
 
@@ -44,8 +45,8 @@ class LatentDiffusionModule(L.LightningModule):
                 f"module.condition_dropout={condition_dropout} is a probability; set it to 0.1, "
                 "or to 0 for no classifier-free guidance"
             )
-        self.network = network
-        self.average = twin(network)
+        self.network: Any = network
+        self.average: Any = twin(network)
         self.objective = objective
         self.codec = codec
         self.captions = captions
@@ -72,18 +73,18 @@ class LatentDiffusionModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""
         super().optimizer_step(*args, **kwargs)
-        steps = self.trainer.global_step
-        follow(self.average, self.network, min(self.ema_decay, (1 + steps) / (10 + steps)))
+        decay = gradual_decay(self.ema_decay, self.trainer.global_step)
+        follow(self.average, self.network, decay)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The average's loss at times and noises that are the same in every validation."""
         image: Image = batch["image"]
         rows = range(batch["position"], batch["position"] + len(image))
-        draws = Draws(VALIDATION_SEED, 0, rows, len(self.trainer.datamodule.val), image.device)  # type: ignore[attr-defined]
+        draws = Draws(VALIDATION_SEED, 0, rows, batch["of"], image.device)
         condition = self.captions(batch["caption"])
         latent = self.codec.encode(image)
-        loss = self.objective(self.average, latent, condition, draws).mean()
-        self.log("val/loss", loss, sync_dist=True, batch_size=len(image))
+        loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
+        self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set once a step."""

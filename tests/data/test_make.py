@@ -3,9 +3,9 @@ import re
 
 import numpy as np
 import pytest
-import webdataset
 from PIL import Image as Picture
 from shard_files import encoded, picture, write_folder
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
 from ldm.data import ShardData
 from ldm.data.entries import keys_of, of_folder, with_captions
@@ -52,7 +52,9 @@ def test_every_picture_arrives_bit_for_bit(tmp_path):
 def test_webdataset_reads_our_shards(tmp_path):
     source = write_folder(tmp_path / "in", [f"number {i}" for i in range(5)])
     make(source, tmp_path / "out", shard_size=100)
-    samples = list(webdataset.WebDataset(str(tmp_path / "out/train-00000.tar"), shardshuffle=False))
+    with open(tmp_path / "out/train-00000.tar", "rb") as file:
+        members = [{"__url__": "x", **member} for member in tar_file_iterator(file)]
+    samples = list(group_by_keys(members))
     assert sorted(sample["__key__"] for sample in samples) == [f"{i:04d}" for i in range(5)]
     for sample in samples:
         assert sample["txt"].decode() == f"number {int(sample['__key__'])}"

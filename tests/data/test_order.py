@@ -34,7 +34,7 @@ def test_epochs_and_seeds_differ():
 
 def test_a_window_reads_few_shards():
     order = ShuffledOrder([100] * 50, seed=0, window=400)
-    touched = [len(set(order.rows(start, 400).samples // 100)) for start in range(0, 5000, 400)]
+    touched = [len(set(order.rows(start, 400).samples // 100)) for start in range(0, 4800, 400)]
     assert max(touched) <= 5  # four shards make a window; a batch may lie across two
 
 
@@ -48,10 +48,10 @@ def test_positions_are_uniform():
     """Where sample 0 lands, over many seeds: every tenth of the epoch equally often."""
     places = [
         int(np.flatnonzero(ShuffledOrder([40] * 5, seed, 80).rows(0, 200).samples == 0)[0])
-        for seed in range(2000)
+        for seed in range(400)
     ]
     counts = np.bincount(np.array(places) // 20, minlength=10)
-    assert ((counts - 200) ** 2 / 200).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
+    assert ((counts - 40) ** 2 / 40).sum() < 27.9  # chi-square, 9 degrees of freedom, p = 0.001
 
 
 def test_a_permutation_is_one():

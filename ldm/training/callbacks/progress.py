@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class StepProgress(L.Callback):
-    """A bar over optimizer steps on a terminal, plain lines in `log` and where there is none.
+    """A bar over optimizer steps on a terminal, plain lines in `file` and where there is none.
 
     Throughput and the share of time that was spent waiting for data are logged with the metrics.
     """
 
-    def __init__(self, log: Path, *, every: int, global_batch: int) -> None:
-        self.log, self.every, self.global_batch = log, every, global_batch
+    def __init__(self, file: Path, *, every: int, global_batch: int) -> None:
+        self.file, self.every, self.global_batch = file, every, global_batch
         self.console = Console(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: Any = None
@@ -28,9 +28,14 @@ class StepProgress(L.Callback):
         self._since = self._ended = time.monotonic()
         self._from_step, self._waited = trainer.global_step, 0.0
         if trainer.is_global_zero and self.console.is_terminal:
-            columns = ["{task.description}", BarColumn(), MofNCompleteColumn()]
-            columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-            self._bar = Progress(*columns, console=self.console)
+            self._bar = Progress(
+                "{task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
             self._bar.start()
             self._task = self._bar.add_task(
                 "training", total=trainer.max_steps, completed=trainer.global_step, note=""
@@ -69,7 +74,7 @@ class StepProgress(L.Callback):
         loss = trainer.callback_metrics.get("train/loss")
         note = f"{rate:.0f} images/s" + ("" if loss is None else f"  loss {float(loss):.4f}")
         line = f"{time.strftime('%H:%M:%S')} step {trainer.global_step}/{trainer.max_steps}  {note}"
-        with self.log.open("a") as file:
+        with self.file.open("a") as file:
             file.write(line + "\n")
         if self._bar is not None:
             self._bar.update(self._task, note=note)

@@ -1,0 +1,60 @@
+"""`ldm reconstruct`: pictures through a first stage and back."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb and its options."""
+    parser = subparsers.add_parser("reconstruct", help="pictures through an autoencoder and back")
+    parser.add_argument("run", help="the folder of an autoencoder run")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument("--out", metavar="DIR", default="out", help="where PNGs go (default: out)")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write each picture beside its reconstruction, and print their PSNR and SSIM."""
+    from omegaconf import OmegaConf
+
+    from ldm.commands.parts import load_codec
+    from ldm.generate import grid, save_png
+    from ldm.metrics.reconstruction import PSNR, SSIM
+    from ldm.runs.folder import RunFolder
+
+    codec = load_codec(arguments.run)
+    size = OmegaConf.create(RunFolder(Path(arguments.run)).config()).image_size
+    pictures = [read_picture(Path(name), size) for name in arguments.images]
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(arguments.images, pictures, strict=True):
+        made = codec.decode(codec.encode(picture))
+        psnr, ssim = PSNR(), SSIM()
+        psnr.update(made, picture)
+        ssim.update(made, picture)
+        path = out / f"{Path(name).stem}.png"
+        scores = {"psnr": round(float(psnr.compute()), 3), "ssim": round(float(ssim.compute()), 4)}
+        save_png(grid([picture[0], made[0]], 2), path, {"source": name, **scores})
+        print(f"{path}  PSNR {scores['psnr']:.2f} dB  SSIM {scores['ssim']:.3f}")
+    return 0
+
+
+def read_picture(path: Path, size: int) -> Any:
+    """`[1 3 size size]` in [-1, 1], decoded and cropped as training does it; ValueError names a
+    file that is no picture."""
+    import numpy as np
+    import torch
+
+    from ldm.data import normalise
+    from ldm.data.decode import colour_of, cut_out, open_picture, to_rgb
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; name a picture")
+    try:
+        opened = open_picture(path.read_bytes(), max_pixels=64_000_000)
+        picture = to_rgb(opened, colour_of("white"))
+    except Exception as error:
+        raise ValueError(f"{path} is no picture that can be decoded ({error})") from None
+    window, _ = cut_out(picture, (size, size), (0.5, 0.5))
+    return normalise(torch.from_numpy(np.array(window)).permute(2, 0, 1)[None])

@@ -1,0 +1,146 @@
+"""DiT and SiT weights under the names of diffusers and of their authors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.interop.files import refuse_unless
+from ldm.interop.links import Table
+from ldm.models import DiT
+from ldm.models.embeddings import rotary_angles, sincos_positions
+
+DIFFUSERS_CLASS = "DiTTransformer2DModel"
+
+
+def diffusers_dit_table(network: DiT) -> Table:
+    """DiTTransformer2DModel holds the embeddings of time and class once a block, all alike."""
+    table = Table(network)
+    blocks = [f"transformer_blocks.{index}" for index in range(network.depth)]
+    embedders = [f"{block}.norm1.emb" for block in blocks]
+    for ours, theirs in (("enter", "linear_1"), ("leave", "linear_2")):
+        table.repeated(
+            f"time.network.{ours}", *(f"{e}.timestep_embedder.{theirs}" for e in embedders)
+        )
+    table.embedded("label", *(f"{e}.class_embedder.embedding_table" for e in embedders))
+    table.same("enter.conv", "pos_embed.proj")
+    table.same("leave.modulation.layer", "proj_out_1")
+    table.same("leave.linear", "proj_out_2")
+    for index, block in enumerate(blocks):
+        here = f"blocks.{index}"
+        table.same(f"{here}.modulation.layer", f"{block}.norm1.linear")
+        table.fused(f"{here}.attention.qkv", *(f"{block}.attn1.to_{part}" for part in "qkv"))
+        table.same(f"{here}.attention.out", f"{block}.attn1.to_out.0")
+        table.same(f"{here}.feed_forward.enter", f"{block}.ff.net.0.proj")
+        table.same(f"{here}.feed_forward.leave", f"{block}.ff.net.2")
+    return table
+
+
+def dit_to_diffusers(network: DiT, size: int) -> dict[str, Any]:
+    """The config of the DiTTransformer2DModel that computes the same, for latents of `size`.
+
+    ValueError names every switch that diffusers' DiT does not have.
+    """
+    wanted = {
+        "text_width": (network.text_width, 0),
+        "pooled_width": (network.pooled_width, 0),
+        "hidden": (network.hidden, 4 * network.width),
+        "qk_norm": (network.qk_norm, False),
+        "rms_norm": (network.rms_norm, False),
+        "swiglu": (network.swiglu, False),
+        "rope": (network.rope, False),
+        "shared_modulation": (network.shared_modulation, False),
+        "registers": (0 if network.registers is None else len(network.registers), 0),
+        "frequency_shift": (network.time.shift, 1.0),
+    }
+    odd = [
+        f"{name}={value} (only {only})" for name, (value, only) in wanted.items() if value != only
+    ]
+    if not network.classes:
+        odd.append("classes=0 (it must know classes)")
+    if odd:
+        raise ValueError(f"diffusers' DiT does not have this network's {', '.join(odd)}")
+    return {
+        "_class_name": DIFFUSERS_CLASS,
+        "num_attention_heads": network.heads,
+        "attention_head_dim": network.width // network.heads,
+        "in_channels": network.in_channels,
+        "out_channels": network.out_channels,
+        "num_layers": network.depth,
+        "sample_size": size,
+        "patch_size": network.patch,
+        "num_embeds_ada_norm": network.classes,
+        "norm_eps": 1e-6,
+    }
+
+
+def dit_from_diffusers(config: Mapping[str, Any]) -> DiT:
+    """An untrained DiT of the shape that a DiTTransformer2DModel's config tells.
+
+    Where the config says norm_eps 1e-5 it repeats diffusers' default: the authors' network, and
+    ours, has 1e-6 throughout.
+    """
+    refuse_unless(
+        config,
+        {
+            "activation_fn": "gelu-approximate",
+            "attention_bias": True,
+            "norm_type": "ada_norm_zero",
+            "norm_elementwise_affine": False,
+        },
+        DIFFUSERS_CLASS,
+    )
+    heads = config.get("num_attention_heads", 16)
+    channels = config.get("in_channels", 4)
+    return DiT(
+        channels,
+        width=heads * config.get("attention_head_dim", 72),
+        depth=config.get("num_layers", 28),
+        heads=heads,
+        patch=config.get("patch_size", 2),
+        classes=config.get("num_embeds_ada_norm", 1000),
+        out_channels=config.get("out_channels") or channels,
+        time_offset=-1.0,
+        frequency_shift=1.0,
+    )
+
+
+def original_dit_table(network: DiT, size: int, *, towards_data: bool) -> Table:
+    """The authors' names, which DiT, SiT and LightningDiT share, for latents of `size`.
+
+    `towards_data`: their velocity points from noise to data (SiT, LightningDiT), ours to noise.
+    """
+    table = Table(network)
+    table.same("enter.conv", "x_embedder.proj")
+    table.same("time.network.enter", "t_embedder.mlp.0")
+    table.same("time.network.leave", "t_embedder.mlp.2")
+    table.embedded("label", "y_embedder.embedding_table")
+    for index in range(network.depth):
+        here = f"blocks.{index}"
+        table.same(f"{here}.modulation.layer", f"{here}.adaLN_modulation.1")
+        table.same(f"{here}.attention.qkv", f"{here}.attn.qkv")
+        table.same(f"{here}.attention.out", f"{here}.attn.proj")
+        if network.qk_norm:
+            table.same(f"{here}.attention.query_norm", f"{here}.attn.q_norm")
+            table.same(f"{here}.attention.key_norm", f"{here}.attn.k_norm")
+        if network.rms_norm:
+            table.same(f"{here}.attention_norm", f"{here}.norm1")
+            table.same(f"{here}.feed_norm", f"{here}.norm2")
+        if network.swiglu:
+            table.swapped(f"{here}.feed_forward.enter", f"{here}.mlp.w12")
+            table.same(f"{here}.feed_forward.leave", f"{here}.mlp.w3")
+        else:
+            table.same(f"{here}.feed_forward.enter", f"{here}.mlp.fc1")
+            table.same(f"{here}.feed_forward.leave", f"{here}.mlp.fc2")
+    table.same("leave.modulation.layer", "final_layer.adaLN_modulation.1")
+    if network.rms_norm:
+        table.same("leave.norm", "final_layer.norm_final")
+    if towards_data:
+        table.negated("leave.linear", "final_layer.linear")
+    else:
+        table.same("leave.linear", "final_layer.linear")
+    cells = size // network.patch
+    table.constants["pos_embed"] = sincos_positions(cells, cells, network.width)[None]
+    if network.rope:
+        angles = rotary_angles(cells, cells, network.width // network.heads)
+        for name, value in zip(("freqs_cos", "freqs_sin"), angles, strict=True):
+            table.constants[f"feat_rope.{name}"] = value.repeat_interleave(2, dim=1)
+    return table

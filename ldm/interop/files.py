@@ -1,0 +1,88 @@
+"""Weight files and folders, read without running any code that they may hold."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+WEIGHTS = "diffusion_pytorch_model"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .ckpt, .bin, .pt or .pth read as weights only.
+
+    FileNotFoundError where there is none; ValueError for a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and was not opened, since a pickle can run any code "
+            "(" + str(error).splitlines()[0][:120] + "); convert it to .safetensors where you "
+            "trust it"
+        ) from None
+    content = content.get("state_dict", content)
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A folder's configuration. FileNotFoundError says what belongs there."""
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file; {folder} should be a folder that diffusers or transformers "
+            "saved: names on the hub are not fetched, so download it and name the folder"
+        )
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def read_folder_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
+    """The tensors beside a config.json: one file, or shards with an index."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        state: dict[str, Tensor] = {}
+        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            state |= read_weights(folder / shard)
+        return state
+    for suffix in (".safetensors", ".bin"):
+        if (folder / f"{stem}{suffix}").is_file():
+            return read_weights(folder / f"{stem}{suffix}")
+    raise FileNotFoundError(f"{folder}: neither {stem}.safetensors nor {stem}.bin is there")
+
+
+def write_folder(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], stem: str = WEIGHTS
+) -> None:
+    """config.json and one .safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config)
+    save_file(dict(state), folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented, with a newline at the end."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def refuse_unless(config: Mapping[str, Any], required: Mapping[str, Any], what: str) -> None:
+    """ValueError names every setting whose value is another than the only one we have.
+
+    A setting that is absent has its default, which is the required value.
+    """
+    odd = [
+        f"{name}={config[name]!r} (only {value!r})"
+        for name, value in required.items()
+        if name in config and config[name] != value
+    ]
+    if odd:
+        raise ValueError(f"this {what} cannot be expressed here: {', '.join(odd)}")

@@ -1,0 +1,30 @@
+"""Gradient clipping that a fused optimizer does not rule out."""
+
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.optim import Optimizer
+
+
+class ClipsByNetwork(L.LightningModule):
+    """Clips the gradient norm of each child network on its own, as optimizers of their own would.
+
+    Lightning refuses to clip for a fused optimizer under mixed precision, because that unscales
+    fp16 gradients inside its step. bf16 gradients are never scaled; fp16 is left to Lightning.
+    """
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Part of Lightning's interface; `gradient_clip_val` is the largest norm."""
+        if self.trainer.precision == "16-mixed":
+            arguments: Any = (optimizer, gradient_clip_val, gradient_clip_algorithm)
+            super().configure_gradient_clipping(*arguments)
+        elif gradient_clip_val is not None:
+            for network in self.children():
+                trained = [p for p in network.parameters() if p.grad is not None]
+                nn.utils.clip_grad_norm_(trained, gradient_clip_val)

@@ -1,0 +1,5 @@
+"""What the interop tests share."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220)}
 TINY = "global_batch=8 log_every=1 checkpoint.every=2 trainer=cpu precision=32-true"
+SHORT = "trainer.max_steps=4 evaluation.every=2 module.lr_schedule.warmup=1"
 
 
 def call(*command, cwd):
@@ -64,13 +65,13 @@ def place(tmp_path_factory):
         ),
         train(
             "experiment=emoji/autoencoder name=first autoencoder=tiny image_size=32 "
-            "data=shards data.folder=shards trainer.max_steps=4 evaluation.every=2",
+            "data=shards data.folder=shards " + SHORT,
             place,
         ),
         train(
             "experiment=emoji/diffusion name=second backbone=unet_tiny image_size=32 "
-            "first_stage=runs/first data=shards data.folder=shards trainer.max_steps=4 "
-            "evaluation.every=2 evaluation.prompts=4 sampler.steps=2",
+            "first_stage=runs/first data=shards data.folder=shards "
+            "evaluation.prompts=4 sampler.steps=2 " + SHORT,
             place,
         ),
     ]
@@ -154,7 +155,7 @@ def test_a_prompt_and_a_seed_are_a_picture_in_any_batch(place):
 def test_the_same_command_again_has_nothing_to_do(place):
     again = train(
         "experiment=emoji/autoencoder name=first autoencoder=tiny image_size=32 "
-        "data=shards data.folder=shards trainer.max_steps=4 evaluation.every=2",
+        "data=shards data.folder=shards " + SHORT,
         place,
     )
     assert again.returncode == 0, again.stderr
@@ -164,7 +165,7 @@ def test_the_same_command_again_has_nothing_to_do(place):
 def test_another_configuration_in_the_same_folder_is_refused(place):
     other = train(
         "experiment=emoji/autoencoder name=first autoencoder=tiny image_size=32 seed=7 "
-        "data=shards data.folder=shards trainer.max_steps=4 evaluation.every=2",
+        "data=shards data.folder=shards " + SHORT,
         place,
     )
     refused(other, "runs/first", "seed: 0 -> 7", "set name=")

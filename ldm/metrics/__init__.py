@@ -2,21 +2,39 @@
 exact over any number of ranks and any batch size."""
 
 from ldm.metrics.clip_score import CLIPScore, Retrieval, clip_scores
+from ldm.metrics.copies import Diversity, Memorisation, nearest_distances
 from ldm.metrics.features import Features, TextAndImageFeatures, to_bytes
 from ldm.metrics.frechet import FrechetDistance, frechet_distance
-from ldm.metrics.reference import Reference, load_reference
+from ldm.metrics.inception_score import InceptionScore
+from ldm.metrics.kernel import ClipDiscrepancy, KernelDistance
+from ldm.metrics.manifold import Coverage, Density, Precision, Recall
+from ldm.metrics.reference import Reference, cache_folder, load_reference, reference_path
 from ldm.metrics.sample_metric import SampleMetric
+from ldm.metrics.statistics import reference_statistics
 
 __all__ = [
     "CLIPScore",
+    "ClipDiscrepancy",
+    "Coverage",
+    "Density",
+    "Diversity",
     "Features",
     "FrechetDistance",
+    "InceptionScore",
+    "KernelDistance",
+    "Memorisation",
+    "Precision",
+    "Recall",
     "Reference",
     "Retrieval",
     "SampleMetric",
     "TextAndImageFeatures",
+    "cache_folder",
     "clip_scores",
     "frechet_distance",
     "load_reference",
+    "nearest_distances",
+    "reference_path",
+    "reference_statistics",
     "to_bytes",
 ]

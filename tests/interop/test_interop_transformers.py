@@ -169,6 +169,8 @@ def test_mmdit_equals_diffusers(changes: dict, dtype: torch.dtype, limit: float)
     with torch.no_grad():
         ours = network(x, t, Condition(tokens, torch.ones(2, 3, dtype=torch.bool), pooled))
         other = theirs(x, tokens, pooled, 1000 * t).sample
+    if network.qk_norm:  # diffusers takes the norm of queries and keys in float32 whatever they are
+        limit = max(limit, 1e-7)
     assert (ours - other).abs().max() < limit
 
 

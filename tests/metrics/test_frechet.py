@@ -62,7 +62,9 @@ def test_fewer_pictures_than_features():
     numbers = [x.double() for x in (a, b)]
     means = (numbers[0].mean(0) - numbers[1].mean(0)).square().sum()
     expected = means + sum(x.T.cov().trace() for x in numbers)
-    assert distance(a, b) == pytest.approx(float(expected), rel=1e-9)
+    assert distance(a, b) == pytest.approx(
+        float(expected), rel=1e-7
+    )  # features lie on a grid of 2.4e-7
 
 
 def test_near_singular_covariances():

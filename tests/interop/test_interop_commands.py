@@ -192,7 +192,7 @@ def test_an_exported_run_gives_our_pictures_in_diffusers(trained: Path, tmp_path
 
 
 def test_compvis_code_knows_groups_of_32_only(tmp_path: Path) -> None:
-    network, first, tower = random_parts()
+    _network, first, tower = random_parts()
     other = UNet(**(SHAPE | {"groups": 16}))
     with pytest.raises(ValueError, match="32 groups"):
         write_compvis(tmp_path, other, first=first, tower=tower)

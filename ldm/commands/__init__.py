@@ -5,7 +5,16 @@ from importlib import import_module
 
 from ldm.commands.errors import reported
 
-VERBS = ("quickstart", "shards", "sample", "reconstruct", "stats", "evaluate", "evidence")
+VERBS = (
+    "quickstart",
+    "shards",
+    "encode",
+    "sample",
+    "reconstruct",
+    "stats",
+    "evaluate",
+    "evidence",
+)
 
 
 def main() -> int:

@@ -26,7 +26,10 @@ def build(config: Any, key: str, **objects: Any) -> Any:
     """
     node = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
     check(node, key, tuple(objects))
-    return instantiate(node, **objects, _convert_="all")
+    if not objects:
+        return instantiate(node, _convert_="all")
+    # Not as arguments of instantiate, which would turn dataclasses among them into dictionaries.
+    return instantiate({**node, "_partial_": True}, _convert_="all")(**objects)
 
 
 def check(node: Any, key: str, given: Sequence[str] = ()) -> None:

@@ -126,11 +126,12 @@ def steps_cost_and_pay(subject: Subject, steps: list[int]) -> Claim:
         "A picture is made by walking from noise back to data in a number of steps, each one or "
         "two passes of the network. Few steps take long strides and cut corners. Each row of "
         f"pictures has the same seeds and prompts, with {', '.join(map(str, steps))} steps from "
-        "top to bottom. The Fréchet distance compares the set with real pictures; smaller is better.",
+        "top "
+        "to bottom. The Fréchet distance compares the set with real pictures; smaller is better.",
         f"From {first[0]} to {last[0]} steps a picture takes {last[1] / first[1]:.1f} times as "
         f"long ({first[1]:.3f} s to {last[1]:.3f} s), and the Fréchet distance goes from "
-        f"{first[2]:.3g} to {last[2]:.3g}; the best of these is {best[0]} steps "
-        f"with {best[2]:.3g}.",
+        f"{first[2]:.3g} to {last[2]:.3g}; the best of these is {best[0]} steps with "
+        f"{best[2]:.3g}.",
         ("3-steps.png", "3-by-steps.png"),
         {
             "rows": [

@@ -10,12 +10,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
-from ldm.data import ShardData, normalise, validation_batches
+from ldm.data import LatentData, ShardData, normalise, validation_batches
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.clip import Clip, load_clip, save_clip
+from ldm.frozen.clip import Clip, save_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics
-from ldm.frozen.features import ClipFeatures
+from ldm.frozen.features import open_clip_features
 from ldm.metrics import (
     CLIPScore,
     Features,
@@ -35,7 +35,7 @@ from ldm.training.diffusion import LatentDiffusionModule
 
 LATENTS = "latents.json"
 COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
-COMMON += " checkpoint latent data trainer stage_name module evaluation resume"
+COMMON += " blocks watchdog checkpoint latent data trainer stage_name module evaluation resume"
 KNOWN_KEYS = frozenset(
     [
         *COMMON.split(),
@@ -65,7 +65,7 @@ class ClipStage:
 
     config: DictConfig
 
-    def module(self) -> ClipModule:
+    def module(self, data: PictureDataModule) -> ClipModule:
         """The model and its tokenizer."""
         model: Clip = build(self.config.clip, "clip")
         module: ClipModule = build(
@@ -90,7 +90,7 @@ class AutoencoderStage:
 
     config: DictConfig
 
-    def module(self) -> AutoencoderModule:
+    def module(self, data: PictureDataModule) -> AutoencoderModule:
         """The autoencoder with its losses."""
         autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
         if self.config.image_size % autoencoder.factor:
@@ -104,7 +104,7 @@ class AutoencoderStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Grids of pictures, reconstructions and differences, with their Fréchet distance."""
         evaluation = self.config.evaluation
-        features = clip_features(evaluation.clip)
+        features = open_clip_features(evaluation.clip)
         reference = reference_of(features, data.val)
         return [
             Reconstructions(
@@ -129,11 +129,13 @@ class DiffusionStage:
 
     config: DictConfig
 
-    def module(self) -> LatentDiffusionModule:
+    def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
         captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
         self._fit(codec, captions)
+        if isinstance(data.train, LatentData):
+            _refuse_other_latents(data.train, codec, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
@@ -147,7 +149,7 @@ class DiffusionStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
         config, evaluation = self.config, self.config.evaluation
-        clip = clip_features(evaluation.clip)
+        clip = open_clip_features(evaluation.clip)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
@@ -268,9 +270,20 @@ def spread(items: list[str], count: int) -> list[str]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def clip_features(folder: str) -> ClipFeatures:
-    """Both towers of the CLIP in that folder, as metrics look through them."""
-    return ClipFeatures(load_clip(folder), Path(folder).name.removeprefix("asset:"))
+def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConfig) -> None:
+    if data.made_by.get("first_stage") != codec.statistics.fingerprint:
+        raise ValueError(
+            f"data.train.shards={config.data.train.shards}: these latents were made by another "
+            f"first stage than first_stage={config.first_stage}; encode anew with `ldm encode "
+            f"{config.first_stage} DST`, or name the first stage that made them"
+        )
+    layout = data.layout
+    shape = codec.latent_shape(config.image_size)
+    if (layout.channels, layout.height, layout.width) != shape:
+        raise ValueError(
+            f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
+            f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
+        )
 
 
 def reference_of(features: Features, data: ShardData) -> Reference:

@@ -1,15 +1,26 @@
 """Tar shards in, batches out: the order is a pure function of (seed, epoch, position)."""
 
-from ldm.data.batches import normalise, training_batches, validation_batches
+from ldm.data.batches import OrderedBatches, normalise, training_batches, validation_batches
+from ldm.data.buckets import BucketedData
+from ldm.data.errors import DataError
 from ldm.data.keep import Keep
+from ldm.data.latents import LatentData, condition_of, posterior_of
+from ldm.data.mixed import MixedData
 from ldm.data.reading import Reading
 from ldm.data.shards import ShardData
 
 __all__ = [
+    "BucketedData",
+    "DataError",
     "Keep",
+    "LatentData",
+    "MixedData",
+    "OrderedBatches",
     "Reading",
     "ShardData",
+    "condition_of",
     "normalise",
+    "posterior_of",
     "training_batches",
     "validation_batches",
 ]

@@ -26,7 +26,14 @@ class Data(Protocol):
 
     reading: Reading
 
+    @property
+    def content_hash(self) -> str:
+        """Changes with the samples and their order."""
+
     def __len__(self) -> int: ...
+
+    def captions(self) -> Iterator[str]:
+        """Every sample's default caption, in order."""
 
     def order(self, seed: int, global_batch: int) -> Order:
         """The order of training for batches of that many samples over all ranks."""
@@ -148,6 +155,27 @@ def validation_batches(
 ) -> ValidationBatches:
     """This rank's share of the whole data set, in batches of at most `batch` samples."""
     return ValidationBatches(data, batch=batch, rank=rank, world=world, workers=workers)
+
+
+class OrderedBatches:
+    """Some samples in their order, each once; the last batch may be smaller."""
+
+    def __init__(self, data: Data, samples: range, *, batch: int, workers: int) -> None:
+        self.data = data
+        self.samples = samples
+        self.batch = batch
+        self.workers = workers
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch)
+
+    def rows(self, step: int) -> Rows:
+        """The rows of batch `step`."""
+        numbers = np.asarray(self.samples[step * self.batch : (step + 1) * self.batch], np.int64)
+        return Rows(numbers, numbers, seed=0)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _read(self.data, _Steps(self, len(self)), self.workers)
 
 
 @runtime_checkable

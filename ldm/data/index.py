@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Picture
 
+from ldm.data.decode import orientation
 from ldm.data.tar import Member, scan
 from ldm.data.text import caption_of, field_of, record_of
 
@@ -59,9 +60,9 @@ class Record(NamedTuple):
 
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
+LATENTS = "_latents"  # key of the .json that says how latent records are packed
 CAPTION_FIELDS = ("caption", "text")  # of a JSON member, where there is no .txt
 _EXAMPLES = 20
-_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Header:
     examples: list[str] = field(default_factory=list)  # "key: why", the first of them
     modes: dict[str, int] = field(default_factory=dict)  # Pillow's picture modes: how many
     damage: str | None = None
-    layout: dict[str, Any] | None = None  # how a latent record is packed
+    latents: dict[str, Any] | None = None  # how records are packed, and what they were made by
     recipe: str | None = None  # digest of what `ldm shards make` made it from
     format: int = FORMAT
 
@@ -151,6 +152,7 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
     modes: Counter[str] = Counter()
     records, keys = [], bytearray()
     with path.open("rb") as file:
+        latents = _latents(file, groups.pop(LATENTS, {}))
         for key, parts in groups.items():
             try:
                 record, mode = _sample(lambda member: _read(file, member), parts)
@@ -172,6 +174,7 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
         examples=faults.examples,
         modes=dict(modes),
         damage=found.damage,
+        latents=latents,
         recipe=recipe,
     )
     return ShardIndex(header, np.array(records, RECORD), bytes(keys))
@@ -186,6 +189,10 @@ class _LeftOut(Exception):
         self.reason = reason
 
 
+def _latents(file: io.BufferedReader, parts: dict[str, Member]) -> dict[str, Any] | None:
+    return record_of(_read(file, parts["json"])) if "json" in parts else None
+
+
 def _read(file: io.BufferedReader, member: Member) -> bytes:
     file.seek(member.offset)
     return file.read(member.size)
@@ -194,7 +201,7 @@ def _read(file: io.BufferedReader, member: Member) -> bytes:
 def split_name(name: str) -> tuple[str, str]:
     """Key and role of a member, by WebDataset's rule: the base name's first dot ends the key.
 
-    The role is "image", "caption", "json", or "" for what is not used.
+    The role is "image", "latent", "caption", "json", or "" for what is not used.
     """
     folder, _, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
@@ -202,7 +209,7 @@ def split_name(name: str) -> tuple[str, str]:
     key = f"{folder}/{stem}" if folder else stem
     if suffix in PICTURES:
         return key, "image"
-    return key, {"txt": "caption", "json": "json"}.get(suffix, "")
+    return key, {"txt": "caption", "json": "json", "latent": "latent"}.get(suffix, "")
 
 
 def _grouped(members: Iterable[Member], faults: _Faults) -> dict[str, dict[str, Member]]:
@@ -232,11 +239,11 @@ def _sample(
     read: Callable[[Member], bytes], parts: dict[str, Member]
 ) -> tuple[dict[str, int], str]:
     """The record of one sample, and its picture's mode."""
-    if "image" not in parts:
+    image = parts.get("image") or parts.get("latent")
+    if image is None:
         raise _LeftOut("no picture", f"only {', '.join(sorted(parts))}")
-    image = parts["image"]
     raw = read(image)
-    width, height, mode = look(raw)
+    width, height, mode = look(raw) if "image" in parts else (1, 1, "latents")
     record = {
         "offset": image.offset,
         "size": image.size,
@@ -269,9 +276,8 @@ def look(raw: bytes) -> tuple[int, int, str]:
     try:
         with Picture.open(io.BytesIO(raw)) as picture:
             width, height = picture.size
-            if "exif" in picture.info or picture.format == "TIFF":
-                turned = picture.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-                width, height = (height, width) if turned else (width, height)
+            if orientation(picture) >= 5:
+                width, height = height, width
             return width, height, picture.mode
     except Exception as error:  # what a broken file makes a codec raise is not documented
         raise _LeftOut("unreadable picture", f"{error} (starts with {raw[:12]!r})") from None

@@ -15,7 +15,7 @@ from typing import Literal
 import webdataset
 from PIL import Image as Picture
 
-from ldm.data.decode import colour_of, open_picture, to_rgb
+from ldm.data.decode import colour_of, open_header, to_rgb, upright
 from ldm.data.entries import Entry
 from ldm.data.index import ShardIndex, build_index, load_index
 from ldm.data.random import permutation
@@ -38,12 +38,12 @@ class Encoding:
 
     def __call__(self, raw: bytes) -> tuple[bytes, str]:
         """Encoded bytes and their suffix. Raises whatever the codec does for a broken picture."""
-        picture = open_picture(raw, max_pixels=self.max_pixels)
+        picture = open_header(raw, self.max_pixels)
         if self.size is None and self.format is None:
             picture.load()
             name = (Picture.open(io.BytesIO(raw)).format or "").lower()
             return raw, {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(name, name)
-        picture = to_rgb(picture, colour_of(self.background))
+        picture = to_rgb(upright(picture), colour_of(self.background))
         if self.size is not None and min(picture.size) > self.size:
             short = min(picture.size)
             width, height = (max(1, round(side * self.size / short)) for side in picture.size)
@@ -123,9 +123,7 @@ def _jobs(split: str, entries: Sequence[Entry], encoding: Encoding, size: int) -
         part = [entries[i] for i in chosen]
         digest = hashlib.sha256(json.dumps(asdict(encoding)).encode())
         for entry in part:
-            digest.update(
-                json.dumps([entry.key, entry.caption, entry.offset, entry.length]).encode()
-            )
+            digest.update(json.dumps(entry.identity).encode())
         yield _Job(f"{split}-{number:05d}.tar", part, digest.hexdigest())
 
 

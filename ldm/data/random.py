@@ -7,6 +7,7 @@ with any number of ranks and workers, and from one release of NumPy to the next.
 import numpy as np
 from numpy.typing import NDArray
 
+FLIP, TOP, LEFT, CAPTION, REPLACE = range(5)  # streams: what is drawn for a sample
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)

@@ -1,26 +1,25 @@
 """A list of shards seen as one numbered sequence of samples."""
 
 import hashlib
-import logging
 import os
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ldm.data.errors import DataError
-from ldm.data.index import CAPTION_FIELDS, Record, ShardIndex, build_index, load_index
+from ldm.data.index import CAPTION_FIELDS, Record, ShardIndex
 from ldm.data.keep import Keep
+from ldm.data.opening import open_indexes
 from ldm.data.order import Indices
 from ldm.data.reading import Reading
 from ldm.data.sources import expand
 from ldm.data.text import caption_of, field_of, record_of
 
-log = logging.getLogger(__name__)
 _OPEN_FILES = 64
 
 
@@ -38,16 +37,15 @@ class ShardSet:
     def __init__(self, shards: str | Sequence[str], keep: Keep, reading: Reading) -> None:
         self._files: OrderedDict[int, int] = OrderedDict()
         self.reading = reading
-        self.paths = [Path(name) for name in expand(shards)]
-        self.indexes = [open_index(path, reading) for path in self.paths]
-        refuse_losses(self.paths, self.indexes, reading.tolerate)
+        self.sources = expand(shards, reading)
+        self.indexes = open_indexes(self.sources, reading)
         self.rows = [self._kept(shard, index, keep) for shard, index in enumerate(self.indexes)]
         self.sizes = [len(rows) for rows in self.rows]
         self._ends = np.cumsum(self.sizes)
         if not len(self):
             raise ValueError(
                 f"no sample is left of {sum(len(index.records) for index in self.indexes)} in "
-                f"{self.paths[0]} …; loosen data.keep"
+                f"{self.sources[0].name} …; loosen data.keep"
             )
 
     def __len__(self) -> int:
@@ -61,8 +59,8 @@ class ShardSet:
     def content_hash(self) -> str:
         """Changes with any byte of any shard, their order, and what is left out."""
         digest = hashlib.sha256()
-        for path, index, rows in zip(self.paths, self.indexes, self.rows, strict=True):
-            digest.update(f"{path.name} {index.header.sha256} {len(rows)}\n".encode())
+        for source, index, rows in zip(self.sources, self.indexes, self.rows, strict=True):
+            digest.update(f"{source.base} {index.header.sha256} {len(rows)}\n".encode())
             if len(rows) < len(index.records):
                 digest.update(rows.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -80,6 +78,24 @@ class ShardSet:
     def record(self, place: Place) -> Record:
         """The sample's line in its shard's index."""
         return self.indexes[place.shard].record(place.row)
+
+    def where(self, samples: Indices) -> list[str]:
+        """The shards that hold these samples."""
+        shards = np.unique(np.searchsorted(self._ends, samples, side="right"))
+        return [self.sources[shard].name for shard in shards.tolist()]
+
+    def keys(self, samples: Indices) -> list[str]:
+        """The samples' keys."""
+        return [self.key(self.place(sample)) for sample in samples.tolist()]
+
+    def read_into(self, into: NDArray[Any], samples: Indices, rows: Indices) -> None:
+        """Fills the rows of an array of fixed-size records with those samples' bytes."""
+        size = into.dtype.itemsize
+        lines = into.view(np.uint8).reshape(len(into), size)
+        for row in rows.tolist():
+            place = self.place(int(samples[row]))
+            record = self.record(place)
+            lines[row] = np.frombuffer(self.read(place.shard, record.offset, size), np.uint8)
 
     def captions(self) -> Iterator[str]:
         """Every sample's default caption, in order, without touching a picture."""
@@ -117,7 +133,7 @@ class ShardSet:
             if attempt < self.reading.retries:
                 time.sleep(0.5 * 2**attempt)
         raise DataError(
-            f"shard {self.paths[shard]} cannot be read ({reason}) after "
+            f"shard {self.sources[shard].name} cannot be read ({reason}) after "
             f"{self.reading.retries + 1} tries; bring it back and resume"
         )
 
@@ -125,7 +141,15 @@ class ShardSet:
         if shard in self._files:
             self._files.move_to_end(shard)
             return self._files[shard]
-        self._files[shard] = os.open(self.paths[shard], os.O_RDONLY)
+        file = os.open(self.sources[shard].local(), os.O_RDONLY)
+        size, wanted = os.fstat(file).st_size, self.indexes[shard].header.bytes
+        if size != wanted and not self.reading.salvage:
+            os.close(file)
+            raise DataError(
+                f"shard {self.sources[shard].name} has {size} bytes and its index says {wanted}; "
+                "it was cut or changed: bring the right one back and resume"
+            )
+        self._files[shard] = file
         while len(self._files) > _OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
         return self._files[shard]
@@ -149,8 +173,8 @@ class ShardSet:
             missing = kept & (records["caption_length"] == 0)
             if keep.missing_caption == "error" and missing.any():
                 raise ValueError(
-                    f"{int(missing.sum())} samples of {self.paths[shard]} have no caption (key "
-                    f"{index.key(int(missing.argmax()))} is the first); set "
+                    f"{int(missing.sum())} samples of {self.sources[shard].name} have no caption "
+                    f"(key {index.key(int(missing.argmax()))} is the first); set "
                     "data.keep.missing_caption to drop or empty"
                 )
             kept &= ~missing
@@ -166,84 +190,3 @@ class ShardSet:
             if not isinstance(value, int | float) or not value >= least:
                 return False
         return True
-
-
-def open_index(path: Path, reading: Reading) -> ShardIndex:
-    """The index of a local shard, built on first use. Raises ValueError for a damaged shard."""
-    where = index_path(path, reading)
-    if where.is_file():
-        index = load_index(where)
-        size = path.stat().st_size
-        if size != index.header.bytes:
-            return _of_another_size(path, where, index, size, reading)
-    else:
-        log.info("indexing %s, which happens once", path)
-        index = build_index(path)
-        if index.header.damage is None:
-            where.parent.mkdir(parents=True, exist_ok=True)
-            index.write(where)
-    if index.header.damage is not None and not reading.salvage:
-        raise ValueError(
-            f"{path} is damaged: {index.header.damage}; {len(index.records)} whole samples lie "
-            "before that; fetch it again, or set data.reading.salvage=true to use those"
-        )
-    return index
-
-
-def _of_another_size(
-    path: Path, where: Path, index: ShardIndex, size: int, reading: Reading
-) -> ShardIndex:
-    """What is whole of a shard that is not as long as its index says."""
-    records = index.records
-    whole = np.ones(len(records), bool)
-    for part in ("", "caption_", "json_"):
-        whole &= records[f"{part}offset"] + records[f"{part}size"] <= size
-    lost = int(np.sum(~whole))
-    if size > index.header.bytes or not reading.salvage:
-        raise ValueError(
-            f"{path} has {size} bytes and its index says {index.header.bytes}: it was cut or "
-            f"changed, {lost} of {len(records)} samples are lost; fetch it again, set "
-            f"data.reading.salvage=true to use the rest, or delete {where} if the change is meant"
-        )
-    log.warning("%s is cut at byte %d: %d of %d samples are lost", path, size, lost, len(records))
-    return ShardIndex(index.header, records[whole], index.keys)
-
-
-def index_path(path: Path, reading: Reading) -> Path:
-    """Beside the shard, or in the cache folder where that cannot be written."""
-    beside = path.with_name(path.name + ".index")
-    if beside.is_file() or os.access(path.parent, os.W_OK):
-        return beside
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:32]
-    return cache_folder(reading) / "indexes" / f"{name}.index"
-
-
-def cache_folder(reading: Reading) -> Path:
-    """Where copies and indexes go."""
-    if reading.cache is not None:
-        return Path(reading.cache).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ldm"
-
-
-def refuse_losses(paths: Sequence[Path], indexes: Sequence[ShardIndex], tolerate: float) -> None:
-    """Says how many samples the indexes left out; raises ValueError when they are too many."""
-    kinds: Counter[str] = Counter()
-    for index in indexes:
-        kinds.update(index.header.left_out)
-    lost = kinds.total()
-    if not lost:
-        return
-    total = lost + sum(len(index.records) for index in indexes)
-    path, index = next(
-        (path, index) for path, index in zip(paths, indexes, strict=True) if index.header.left_out
-    )
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-    example = f"e.g. in {path}: {index.header.examples[0]}"
-    message = f"{lost} of {total} samples are left out ({said}), {example}"
-    if lost > tolerate * total:
-        raise ValueError(
-            f"{message}; that is more than data.reading.tolerate = {tolerate:g}: mend the shards "
-            "(`ldm shards verify` names all) or raise it"
-        )
-    log.warning("%s", message)

@@ -2,32 +2,50 @@
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.data.decode import Crop, colour_of, cut_out, open_picture, to_rgb
+from ldm.data.decode import Crop, Decoder, Pixels, Window, colour_of
 from ldm.data.errors import DataError, Fault
 from ldm.data.keep import Keep
 from ldm.data.order import Order, Rows, ShuffledOrder
-from ldm.data.random import scattered, uniforms
+from ldm.data.random import CAPTION, FLIP, LEFT, REPLACE, TOP, scattered, uniforms
 from ldm.data.reading import Reading
 from ldm.data.shard_set import Place, ShardSet
 from ldm.data.text import field_of
 
 _REPLACEMENTS = 8
-_FLIP, _TOP, _LEFT, _CAPTION, _REPLACE = range(5)  # streams of random numbers
 
 
 class PictureBatch(TypedDict):
-    """What a worker sends: `image` is uint8, shaped `[b 3 H W]` and stored channels last."""
+    """What a worker sends: `image` is uint8, shaped `[b 3 H W]` and stored channels last.
+
+    `original` is each stored picture's (height, width), `corner` the (top, left) of what was cut
+    out of the scaled picture: int32 `[b 2]`, SDXL's conditioning.
+    """
 
     image: Tensor
     caption: list[str]
     key: list[str]
+    original: Tensor
+    corner: Tensor
+
+
+class _Sample(NamedTuple):
+    window: Window
+    caption: str
+    key: str
+
+
+def _draws(rows: Rows) -> NDArray[np.float64]:
+    """Numbers in [0, 1) `[b 4]`: for the flip, the crop's top and left, and the caption."""
+    streams = (FLIP, TOP, LEFT, CAPTION)
+    columns = [uniforms(rows.seed, stream, counters=rows.positions) for stream in streams]
+    return np.stack(columns, axis=1)
 
 
 class ShardData:
@@ -57,8 +75,8 @@ class ShardData:
         self.size = size
         self.flip = flip
         self.crop = crop
-        self.background = colour_of(background)
         self.keep = keep or Keep()
+        self.decoder = Decoder(colour_of(background), self.keep.max_pixels)
         self.reading = reading or Reading()
         self.set = ShardSet(shards, self.keep, self.reading)
         self._fields = list(captions or {})
@@ -85,57 +103,63 @@ class ShardData:
 
     def where(self, rows: Rows) -> list[str]:
         """The shards that hold these rows."""
-        shards = {self.set.place(sample).shard for sample in rows.samples.tolist()}
-        return [str(self.set.paths[shard]) for shard in sorted(shards)]
+        return self.set.where(rows.samples)
 
     def read(self, rows: Rows) -> tuple[PictureBatch, list[Fault]]:
         """The rows' pictures; where one cannot be read, another that its position determines."""
         shape = rows.shape or (self.size, self.size)
         pixels = torch.empty(len(rows.samples), *shape, 3, dtype=torch.uint8)
         view = pixels.numpy()
-        draws = np.stack(
-            [
-                uniforms(rows.seed, stream, counters=rows.positions)
-                for stream in (_FLIP, _TOP, _LEFT, _CAPTION)
-            ],
-            axis=1,
-        )
         faults: list[Fault] = []
-        captions, keys = [], []
-        for row, sample in enumerate(rows.samples.tolist()):
-            position = rows.positions[row : row + 1]
-            for attempt in range(_REPLACEMENTS):
-                place = self.set.place(sample)
-                try:
-                    caption = self._caption(place, draws[row, 3])
-                    view[row] = self._picture(place, shape, draws[row])
-                    break
-                except DataError:
-                    raise
-                except Exception as error:  # what a broken file makes a codec raise is open
-                    faults.append(self._fault(place, error))
-                sample = int(
-                    scattered(rows.seed, _REPLACE, attempt, counters=position)[0] % len(self)
-                )
-            else:
-                raise DataError(f"{_REPLACEMENTS} samples in a row are unreadable | {faults[-1]}")
-            captions.append(caption)
-            keys.append(self.set.key(place))
-        image = pixels.permute(0, 3, 1, 2)
-        return {"image": image, "caption": captions, "key": keys}, faults
+        samples: list[_Sample] = []
+        draws = _draws(rows)
+        for row in range(len(rows.samples)):
+            view[row], sample = self._readable(rows, row, shape, draws[row], faults)
+            samples.append(sample)
+        batch: PictureBatch = {
+            "image": pixels.permute(0, 3, 1, 2),
+            "caption": [sample.caption for sample in samples],
+            "key": [sample.key for sample in samples],
+            "original": torch.tensor([s.window.original for s in samples], dtype=torch.int32),
+            "corner": torch.tensor([s.window.corner for s in samples], dtype=torch.int32),
+        }
+        return batch, faults
+
+    def _readable(
+        self,
+        rows: Rows,
+        row: int,
+        shape: tuple[int, int],
+        draws: NDArray[np.float64],
+        faults: list[Fault],
+    ) -> tuple[Pixels, "_Sample"]:
+        """Sample `row`, or the first readable one of those that its position determines."""
+        position = rows.positions[row : row + 1]
+        sample = int(rows.samples[row])
+        for attempt in range(_REPLACEMENTS):
+            place = self.set.place(sample)
+            try:
+                pixels, window = self._picture(place, shape, draws)
+                return pixels, _Sample(window, self._caption(place, draws[3]), self.set.key(place))
+            except DataError:
+                raise
+            except Exception as error:  # what a broken file makes a codec raise is open
+                faults.append(self._fault(place, error))
+            bits = scattered(rows.seed, REPLACE, attempt, counters=position)
+            sample = int(bits[0] % np.uint64(len(self)))
+        raise DataError(f"{_REPLACEMENTS} samples in a row are unreadable | the last: {faults[-1]}")
 
     def _picture(
         self, place: Place, shape: tuple[int, int], draws: NDArray[np.float64]
-    ) -> NDArray[np.uint8]:
+    ) -> tuple[Pixels, Window]:
         record = self.set.record(place)
         raw = self.set.read(place.shard, record.offset, record.size)
         if zlib.crc32(raw) != record.crc:
             raise ValueError("the picture's bytes differ from the index's checksum")
-        picture = open_picture(raw, max_pixels=self.keep.max_pixels, at_least=max(shape))
-        picture = to_rgb(picture, self.background)
-        where = (draws[1], draws[2]) if self.crop == "random" else (0.5, 0.5)
-        pixels = np.asarray(cut_out(picture, shape, where)[0])
-        return pixels[:, ::-1] if self.flip and draws[0] < 0.5 else pixels
+        flip = self.flip and draws[0] < 0.5
+        top, left = draws[1:3].tolist() if self.crop == "random" else (0.5, 0.5)
+        pixels, window = self.decoder(raw, shape, (top, left))
+        return (pixels[:, ::-1] if flip else pixels), window
 
     def _caption(self, place: Place, draw: float) -> str:
         if not self._fields:
@@ -146,5 +170,5 @@ class ShardData:
 
     def _fault(self, place: Place, error: Exception) -> Fault:
         kind = "unreadable sample"
-        shard = str(self.set.paths[place.shard])
+        shard = self.set.sources[place.shard].name
         return Fault(kind, shard, self.set.key(place), f"{type(error).__name__}: {error}")

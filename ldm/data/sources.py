@@ -1,36 +1,63 @@
-"""Where shards come from: names, braces, globs, and what is shipped with the package."""
+"""Where shards come from: names, braces, globs, other machines, and what ldm ships."""
 
 import glob
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import braceexpand
+import fsspec
+
+from ldm.data.cache import Cache, last_line
+from ldm.data.errors import DataError
+from ldm.data.reading import Reading
 
 ASSETS = Path(__file__).parents[1] / "assets"
 _MAGIC = "*?["
+_REMOTE_INDEX = ".index"
 
 
-def expand(shards: str | Sequence[str]) -> list[str]:
-    """The addresses of all shards, in order: braces and globs expanded, `asset:` resolved.
+def expand(shards: str | Sequence[str], reading: Reading) -> list["Source"]:
+    """All shards, in order: braces and globs expanded, `asset:` resolved to what ldm ships.
 
-    Raises FileNotFoundError when a pattern matches nothing or a named shard is missing.
+    Raises FileNotFoundError when a pattern matches nothing or a local shard is missing.
     """
     patterns = [shards] if isinstance(shards, str) else list(shards)
     found: list[str] = []
     for pattern in patterns:
+        if pattern.startswith("pipe:"):
+            found.append(_allowed_pipe(pattern, reading))
+            continue
         for name in braceexpand.braceexpand(pattern):
             found += _matches(name)
     if not found:
         raise FileNotFoundError("data.shards is empty; name at least one tar file")
-    if len(set(found)) < len(found):
-        twice = next(name for name in found if found.count(name) > 1)
-        raise ValueError(f"data.shards names {twice} twice; name every shard once")
-    return found
+    name, count = Counter(found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"data.shards names {name} {count} times; name every shard once")
+    return [Source(name, reading) for name in found]
+
+
+def is_remote(name: str) -> bool:
+    """Whether a shard has to be fetched before it can be read."""
+    return "://" in name or name.startswith("pipe:")
+
+
+def _allowed_pipe(name: str, reading: Reading) -> str:
+    if not reading.pipe:
+        raise ValueError(
+            f"data.shards={name} would run a shell command; set data.reading.pipe=true to allow it"
+        )
+    return name
 
 
 def _matches(name: str) -> list[str]:
     if name.startswith("asset:"):
         name = str(ASSETS / name.removeprefix("asset:"))
+    if is_remote(name):
+        return _remote_matches(name) if any(sign in name for sign in "*[") else [name]
     if any(sign in name for sign in _MAGIC):
         found = sorted(glob.glob(name, recursive=True))
         if not found:
@@ -39,3 +66,44 @@ def _matches(name: str) -> list[str]:
     if not Path(name).is_file():
         raise FileNotFoundError(f"data.shards names {name}, which does not exist; check the path")
     return [name]
+
+
+def _remote_matches(name: str) -> list[str]:
+    try:
+        system, path = fsspec.url_to_fs(name, skip_instance_cache=True)
+        found = sorted(str(system.unstrip_protocol(match)) for match in system.glob(path))
+    except (OSError, ImportError, ValueError) as error:
+        raise ValueError(f"data.shards={name} cannot be listed ({last_line(error)})") from None
+    if not found:
+        raise FileNotFoundError(f"data.shards={name} matches nothing; check the address")
+    return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """One shard, on this machine or another."""
+
+    name: str
+    reading: Reading
+
+    @property
+    def base(self) -> str:
+        """The shard's own name, without folders or machine."""
+        if self.name.startswith("pipe:"):
+            return hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        return self.name.rpartition("/")[2]
+
+    def local(self) -> Path:
+        """The shard's file, fetched if it is elsewhere. Raises OSError or DataError."""
+        if not is_remote(self.name):
+            return Path(self.name)
+        return Cache(self.reading).fetch(self.name)
+
+    def fetched_index(self) -> Path | None:
+        """The index that lies beside a remote shard; None where there is none."""
+        if not is_remote(self.name) or self.name.startswith("pipe:"):
+            return None
+        try:
+            return Cache(self.reading).fetch(self.name + _REMOTE_INDEX, tries=1)
+        except DataError:
+            return None

@@ -187,7 +187,10 @@ class LatentCodec:
     @torch.no_grad()
     def encode(self, image: Image, draws: Draws | None = None) -> Latent:
         """A draw from the posterior, its mean where there are no draws; normalised, float32."""
-        posterior = self.autoencoder.encode(image)
+        return self.latent_of(self.autoencoder.encode(image), draws)
+
+    def latent_of(self, posterior: Posterior, draws: Draws | None = None) -> Latent:
+        """The same from moments that were encoded before."""
         latent = posterior.mean
         if draws is not None:
             latent = posterior.sample(draws.normal(latent.shape[1:], "posterior"))

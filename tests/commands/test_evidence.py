@@ -47,7 +47,7 @@ def test_interval_is_the_normal_one():
 
 
 def test_destruction_ends_in_noise():
-    """Data of two values is far from normal at first and gone at t = 1."""
+    """Data of two values is far from normal at t = 0 and gone at t = 1; the SNR is exact."""
     data = latents().sign()
     times = torch.tensor([0.1, 0.5, 1.0])
     found = measures.destruction(SimpleNamespace(schedule=RectifiedFlow()), data, times)

@@ -74,13 +74,13 @@ def train(config: DictConfig) -> int:
     with RunLock(folder.path) if rank() == 0 else nullcontext():
         resumed = None
         if rank() == 0:  # the others are told when the training begins
+            if recorded_data(folder.path) not in ({}, facts["data"]):
+                raise ValueError(
+                    f"data.train or data.val: other pictures than {folder.path} was trained on; "
+                    "put them back, or set name=ANOTHER"
+                )
             notices = open_run(folder, plain, sys.argv)
             resumed = _resume_point(folder, str(config.resume))
-            if resumed is not None and recorded_data(folder.path) not in ({}, facts["data"]):
-                raise ValueError(
-                    f"data.train or data.val: other pictures than {folder.path} has seen up to "
-                    f"step {resumed.step}; put them back, or set name=ANOTHER"
-                )
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
             if _hopeless(Attempts(folder.path), resumed):

@@ -4,6 +4,7 @@ import io
 import json
 import signal
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,9 @@ def run(root: Path, name: str, settings: str) -> int:
         config = compose("train", [*settings.split(), f"name={name}", f"run_root={root}"])
     handlers = {number: signal.getsignal(number) for number in ASKING}
     try:
-        return train(config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # Lightning's remarks, which train.py keeps from users
+            return train(config)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

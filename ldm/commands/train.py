@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ def train(config: DictConfig) -> int:
         "max_steps": config.trainer.max_steps,
         "data": {"train": data.train.content_hash, "val": data.val.content_hash},
     }
-    with RunLock(folder.path) if rank() == 0 else nullcontext():
+    only_one: AbstractContextManager[Any] = RunLock(folder.path) if rank() == 0 else nullcontext()
+    with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
             if recorded_data(folder.path) not in ({}, facts["data"]):

@@ -127,7 +127,7 @@ class Draws:
         rows = []
         for row in self.rows:
             generator.manual_seed(_mix(self.seed, self.step, row, name))
-            rows.append(function(*shape, generator=generator, device=self.device))  # type: ignore[operator]
+            rows.append(function(tuple(shape), generator=generator, device=self.device))  # type: ignore[operator]
         return torch.stack(rows)
 
 

@@ -10,13 +10,20 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
-from ldm.data import ShardData, normalise, validation_batches
+from ldm.data import LatentData, ShardData, normalise, validation_batches
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.clip import Clip, clip_config, load_clip, save_clip
+from ldm.frozen.clip import Clip, save_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics
-from ldm.frozen.features import ClipFeatures
-from ldm.metrics import CLIPScore, Features, FrechetDistance, Reference, Retrieval
+from ldm.frozen.features import open_clip_features
+from ldm.metrics import (
+    CLIPScore,
+    Features,
+    FrechetDistance,
+    Reference,
+    Retrieval,
+    reference_statistics,
+)
 from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.folder import RunFolder
@@ -27,14 +34,6 @@ from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
 
 LATENTS = "latents.json"
-COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
-COMMON += " checkpoint latent data trainer stage_name module evaluation resume"
-KNOWN_KEYS = frozenset(
-    [
-        *COMMON.split(),
-        *["clip", "autoencoder", "loss", "first_stage", "backbone", "diffusion", "sampler", "text"],
-    ]
-)
 
 
 def precision_of(asked: str) -> str:
@@ -58,7 +57,7 @@ class ClipStage:
 
     config: DictConfig
 
-    def module(self) -> ClipModule:
+    def module(self, data: PictureDataModule) -> ClipModule:
         """The model and its tokenizer."""
         model: Clip = build(self.config.clip, "clip")
         module: ClipModule = build(
@@ -83,7 +82,7 @@ class AutoencoderStage:
 
     config: DictConfig
 
-    def module(self) -> AutoencoderModule:
+    def module(self, data: PictureDataModule) -> AutoencoderModule:
         """The autoencoder with its losses."""
         autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
         if self.config.image_size % autoencoder.factor:
@@ -97,7 +96,7 @@ class AutoencoderStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Grids of pictures, reconstructions and differences, with their Fréchet distance."""
         evaluation = self.config.evaluation
-        features = clip_features(evaluation.clip)
+        features = open_clip_features(evaluation.clip)
         reference = reference_of(features, data.val)
         return [
             Reconstructions(
@@ -122,11 +121,13 @@ class DiffusionStage:
 
     config: DictConfig
 
-    def module(self) -> LatentDiffusionModule:
+    def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
         captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
         self._fit(codec, captions)
+        if isinstance(data.train, LatentData):
+            _refuse_other_latents(data.train, codec, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
@@ -140,7 +141,7 @@ class DiffusionStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
         config, evaluation = self.config, self.config.evaluation
-        clip = clip_features(evaluation.clip)
+        clip = open_clip_features(evaluation.clip)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
@@ -261,23 +262,25 @@ def spread(items: list[str], count: int) -> list[str]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def clip_features(folder: str) -> ClipFeatures:
-    """Both towers of the CLIP in that folder, as metrics look through them."""
-    clip = load_clip(folder)
-    config = clip_config(folder)
-    return ClipFeatures(
-        clip.model,
-        clip.tokenizer,
-        f"clip:{folder}",
-        image_size=config["vision_cfg"]["image_size"],
-        width=config["embed_dim"],
-    )
+def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConfig) -> None:
+    if data.made_by.get("first_stage") != codec.statistics.fingerprint:
+        raise ValueError(
+            f"data.train.shards={config.data.train.shards}: these latents were made by another "
+            f"first stage than first_stage={config.first_stage}; encode anew with `ldm encode "
+            f"{config.first_stage} DST`, or name the first stage that made them"
+        )
+    layout = data.layout
+    shape = codec.latent_shape(config.image_size)
+    if (layout.channels, layout.height, layout.width) != shape:
+        raise ValueError(
+            f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
+            f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
+        )
 
 
 def reference_of(features: Features, data: ShardData) -> Reference:
     """Mean and covariance of all the data's pictures."""
-    rows = torch.cat([features(images) for images in _pictures(data)]).double()
-    return Reference(features.name, len(rows), rows.mean(0), rows.T.cov(), data.content_hash)
+    return reference_statistics(features, _pictures(data), keep=0)
 
 
 def _pictures(data: ShardData) -> Any:

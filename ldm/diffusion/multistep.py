@@ -109,7 +109,9 @@ class UniPC(Sampler):
             if known:
                 x = unified_step(before, here, origin, known[0], [now, *known[1:order]])
             known = [now, *known[: self.order - 1]]
-            order = min(self.order, number + 1, len(path.stops) - 1 - number)
+            order = min(self.order, number + 1)
+            if path.stops[-1].sigma == 0:  # the estimates bend most on the way to no noise
+                order = min(order, len(path.stops) - 1 - number)
             origin, before = x, here
             x = unified_step(here, there, origin, known[0], known[1:order])
         return x

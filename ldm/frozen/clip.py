@@ -67,13 +67,6 @@ def save_clip(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None
     )
 
 
-def clip_config(folder: str) -> dict[str, Any]:
-    """The folder's `model_cfg`: embed_dim, vision_cfg, text_cfg."""
-    text = (Path(resolve(folder)) / "open_clip_config.json").read_text()
-    config: dict[str, Any] = json.loads(text)["model_cfg"]
-    return config
-
-
 def load_clip(folder: str) -> Clip:
     """The frozen model of a folder in eval mode, fp32. FileNotFoundError says what is missing."""
     path = Path(resolve(folder))

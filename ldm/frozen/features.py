@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.frozen.clip import Clip
+from ldm.frozen.clip import Clip, load_clip
 from ldm.frozen.inception import Inception, load_inception
 from ldm.frozen.resizing import shortest_and_crop, squash, tensorflow_bilinear
 from ldm.types import Image
@@ -62,14 +62,21 @@ class ClipFeatures:
         self.to(images.device)
         with _in_float32(images.device):
             pixels = self.normalise(self.resize(images, self.side, self.mode))
-            return self.model.encode_image(pixels).float()  # type: ignore[operator]
+            return self.model.encode_image(pixels).float()
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
         """`[b width]`, on the model's device; a caption longer than the context is cut."""
         device = next(self.model.parameters()).device
         with _in_float32(device):
             tokens = self.tokenizer(list(captions)).to(device)
-            return self.model.encode_text(tokens).float()  # type: ignore[operator]
+            return self.model.encode_text(tokens).float()
+
+
+@cache  # several metrics look through one network
+def open_clip_features(folder: str) -> ClipFeatures:
+    """The features of the CLIP in a folder that open_clip reads; FileNotFoundError says what is
+    missing."""
+    return ClipFeatures(load_clip(folder), Path(folder.removeprefix("asset:")).name)
 
 
 class TransformersClipFeatures:

@@ -5,10 +5,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from ldm.data import ShardData, normalise, training_batches, validation_batches
-from ldm.data.batches import ValidationBatches
+from ldm.data.batches import Data, ValidationBatches
 from ldm.types import Draws
 
 
@@ -23,7 +22,7 @@ class PictureDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train: ShardData,
+        train: Data,
         val: ShardData,
         *,
         global_batch: int,
@@ -81,6 +80,8 @@ class PictureDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Bytes to [-1, 1], on the device."""
+        if "image" not in batch:  # latents
+            return batch
         return {**batch, "image": normalise(batch["image"])}
 
     def draws(self, position: int, rows: int, device: torch.device) -> Draws:
@@ -121,5 +122,4 @@ class _Numbered:
 def draws_of(module: L.LightningModule, batch: dict[str, Any]) -> Draws:
     """The random numbers of a training batch, wherever and whenever it is computed."""
     data: PictureDataModule = module.trainer.datamodule  # type: ignore[attr-defined]
-    image: Tensor = batch["image"]
-    return data.draws(batch["position"], len(image), image.device)
+    return data.draws(batch["position"], len(batch["key"]), module.device)

@@ -1,18 +1,21 @@
 """Training of the denoising network in the latent space of a frozen autoencoder."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ldm.data import posterior_of
+from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
 from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
+from ldm.training.nonfinite import NonFinitePolicy
 from ldm.types import Condition, Draws, Image
 
 VALIDATION_SEED = 1  # validation always sees the same times and noises, whatever the run's seed
@@ -38,6 +41,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         lr_schedule: Callable[[Optimizer], LRScheduler],
         condition_dropout: float = 0.1,
         ema_decay: float = 0.9999,
+        on_nonfinite: str = "skip",
     ) -> None:
         super().__init__()
         if not 0 <= condition_dropout < 1:
@@ -54,6 +58,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.lr_schedule = lr_schedule
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
+        self.nonfinite = NonFinitePolicy(on_nonfinite)
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -64,11 +69,20 @@ class LatentDiffusionModule(ClipsByNetwork):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss of one batch."""
         draws = draws_of(self, batch)
-        latent = self.codec.encode(batch["image"], draws)
+        if "mean" in batch:
+            latent = self.codec.latent_of(posterior_of(cast(LatentBatch, batch)), draws)
+        else:
+            latent = self.codec.encode(batch["image"], draws)
         condition = self._with_dropout(self.captions(batch["caption"]), draws)
-        loss = self.objective(self.network, latent, condition, draws).mean()
+        losses = self.objective(self.network, latent, condition, draws)
+        self.nonfinite.watch(batch["key"], losses)
+        loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """A broken step reaches no weights."""
+        self.nonfinite.guard(self)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""

@@ -27,7 +27,7 @@ def build(config: Any, key: str, **objects: Any) -> Any:
     ValueError names the key when the target is not allowed, does not exist, does not take
     what it is given, or refuses it.
     """
-    node = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
+    node: Any = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
     check(node, key, tuple(objects))
     try:
         if not objects:

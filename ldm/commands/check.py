@@ -156,5 +156,5 @@ def _devices(trainer: Mapping[str, Any]) -> int:
     elif isinstance(devices, int) and devices > 0:
         count = devices
     else:
-        count = int(devices) if str(devices).isdigit() else 1
+        count = int(str(devices)) if str(devices).isdigit() else 1
     return max(count, 1) * nodes

@@ -11,9 +11,10 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import _devices
-from ldm.commands.parts import LATENTS, clip_features, load_codec, precision_of
+from ldm.commands.parts import LATENTS, load_codec, precision_of
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.features import open_clip_features
 from ldm.models import Autoencoder
 from ldm.runs.folder import RunFolder, run_folder
 from ldm.types import Condition, draws_for_seeds
@@ -40,7 +41,7 @@ def plan(config: DictConfig) -> Iterator[tuple[str, str]]:
             yield "clip", _size(build(config.clip, "clip").model)
     _try_optimizer(config)
     judge = OmegaConf.select(config, "evaluation.clip")
-    width = None if judge is None else clip_features(judge).width
+    width = None if judge is None else open_clip_features(judge).width
     yield from _steps(config, todo, width)
     for line in todo:
         yield "first", line

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.data import LatentData, ShardData, normalise, validation_batches
+from ldm.data.batches import Data
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
@@ -283,7 +284,8 @@ def reference_of(features: Features, data: ShardData) -> Reference:
     return reference_statistics(features, _pictures(data), keep=0)
 
 
-def _pictures(data: ShardData) -> Any:
+def _pictures(data: Data) -> Any:
+    """All pictures once, normalised, in order."""
     for batch in validation_batches(data, batch=64, rank=0, world=1, workers=0):
         yield normalise(batch["image"])
 

@@ -149,6 +149,7 @@ def _row(run: str) -> Any:
 
 
 def provenance_of(path: Path) -> list[dict[str, Any]]:
+    """The run's starts, one record each; none where there is no provenance."""
     import json
 
     file = path / "provenance.jsonl"

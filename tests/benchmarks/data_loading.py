@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -132,7 +133,35 @@ def latents(folder: Path, count: int) -> dict[str, Rate]:
         )
         return sum(len(b["key"]) for b in itertools.islice(batches, count // 128))
 
-    return {"webdataset": lambda: rate_of(peer), "ours": lambda: rate_of(ours)}
+    sides = {"webdataset": lambda: rate_of(peer), "ours": lambda: rate_of(ours)}
+    items = [{"latent": mean, "txt": "a caption"} for mean in means.half().numpy()]
+    return sides | litdata_side(folder / "litdata-latents", items, stack=True)
+
+
+def litdata_side(folder: Path, items: list[dict[str, Any]], *, stack: bool) -> dict[str, Rate]:
+    """litdata on the same samples; nothing where it is not installed."""
+    try:
+        from litdata import StreamingDataset  # no dependency of ours
+        from litdata.streaming.writer import BinaryWriter
+    except ImportError:
+        return {}
+    folder.mkdir()
+    writer = BinaryWriter(str(folder), chunk_bytes="64MB")
+    for number, item in enumerate(items):
+        writer.add_item(number, item)
+    writer.done()
+    writer.merge()
+
+    def read() -> int:
+        count = 0
+        samples = iter(StreamingDataset(str(folder), shuffle=True, seed=0))
+        while batch := list(itertools.islice(samples, 128)):
+            if stack:
+                torch.stack([torch.from_numpy(item["latent"]) for item in batch])
+            count += len(batch)
+        return count
+
+    return {"litdata": lambda: rate_of(read)}
 
 
 def raw_samples(folder: Path, count: int) -> dict[str, Rate]:
@@ -143,7 +172,9 @@ def raw_samples(folder: Path, count: int) -> dict[str, Rate]:
     def peer() -> int:
         return sum(1 for _ in webdataset.WebDataset(path, shardshuffle=False).shuffle(1000))
 
-    return {"webdataset": lambda: rate_of(peer), "ours": lambda: rate_of(data.read_all)}
+    sides = {"webdataset": lambda: rate_of(peer), "ours": lambda: rate_of(data.read_all)}
+    items = [{"bin": bytes(1000), "txt": "a caption"}] * count
+    return sides | litdata_side(folder / "litdata-raw", items, stack=False)
 
 
 class LatentSet:

@@ -47,7 +47,7 @@ class Data(Protocol):
 
 def normalise(image: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
     """Pixels 0..255 to float32 in [-1, 1], contiguous, on the device where they are."""
-    return torch.div(image, 127.5).sub_(1).contiguous()
+    return image.contiguous().float().sub_(127.5).div_(127.5)
 
 
 class TrainingBatches:

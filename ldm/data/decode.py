@@ -41,33 +41,41 @@ class Decoder:
         """Scales the picture so that it just covers `shape` (height, width) and cuts that out.
 
         `where` in [0, 1)² says how much of what is left over lies above and left: 0.5 is the
-        centre. Raises whatever a codec does for a broken picture.
+        centre. The pixels are writable. Raises whatever a codec does for a broken picture.
         """
         picture = open_header(raw, self.max_pixels)
         turned = orientation(picture)
-        original = (picture.height, picture.width) if turned < 5 else picture.size
         if picture.format == "JPEG" and picture.mode == "RGB" and turned == 1:
-            pixels = _jpeg(raw, picture, shape)
-            if pixels.shape[:2] == shape:
-                return pixels, Window(original, (0, 0))
-            picture = Picture.fromarray(pixels)
-        else:
-            picture = upright(picture)
-        part, corner = cut_out(to_rgb(picture, self.background), shape, where)
-        return np.asarray(part), Window(original, corner)
+            return self.jpeg(raw, (picture.height, picture.width), shape, where)
+        original = (picture.height, picture.width) if turned < 5 else picture.size
+        part, corner = cut_out(to_rgb(upright(picture), self.background), shape, where)
+        return np.array(part), Window(original, corner)
+
+    def jpeg(
+        self,
+        raw: bytes,
+        stored: tuple[int, int],
+        shape: tuple[int, int],
+        where: tuple[float, float],
+    ) -> tuple[Pixels, Window]:
+        """The same for an upright RGB JPEG, whose `stored` (height, width) is known."""
+        pixels = _jpeg(raw, stored, shape)
+        if pixels.shape[:2] == shape:
+            return pixels, Window(stored, (0, 0))
+        part, corner = cut_out(Picture.fromarray(pixels), shape, where)
+        return np.array(part), Window(stored, corner)
 
 
-def _jpeg(raw: bytes, picture: Picture.Image, shape: tuple[int, int]) -> Pixels:
+def _jpeg(raw: bytes, stored: tuple[int, int], shape: tuple[int, int]) -> Pixels:
     """What Pillow would decode, bit for bit, in 0.4 of its time; one that is at least twice as
     large as `shape` needs is scaled while it is decoded, by which most of the work is skipped."""
-    height, width = shape
-    scale = max(width / picture.width, height / picture.height)
+    scale = max(shape[0] / stored[0], shape[1] / stored[1])
     factor = next(f for f in (8, 4, 2, 1) if f * scale <= 1 or f == 1)  # libjpeg-turbo's fast ones
     return simplejpeg.decode_jpeg(
         raw,
         "RGB",
-        min_height=math.ceil(picture.height / factor),
-        min_width=math.ceil(picture.width / factor),
+        min_height=math.ceil(stored[0] / factor),
+        min_width=math.ceil(stored[1] / factor),
         min_factor=factor,
     )
 

@@ -23,7 +23,7 @@ from ldm.data.decode import orientation
 from ldm.data.tar import Member, scan
 from ldm.data.text import caption_of, field_of, record_of
 
-FORMAT = 1
+FORMAT = 2
 RECORD = np.dtype(
     [
         ("offset", "<u8"),  # the picture's (or the latent record's) bytes in the tar
@@ -38,6 +38,7 @@ RECORD = np.dtype(
         ("caption_length", "<u4"),  # characters of the .txt, or else of the JSON's caption
         ("key_size", "<u4"),
         ("key_offset", "<u8"),
+        ("jpeg", "<u8"),  # 1 for an upright RGB JPEG, which needs no second look at its header
     ]
 )
 
@@ -57,6 +58,7 @@ class Record(NamedTuple):
     caption_length: int
     key_size: int
     key_offset: int
+    jpeg: int
 
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
@@ -243,13 +245,14 @@ def _sample(
     if image is None:
         raise _LeftOut("no picture", f"only {', '.join(sorted(parts))}")
     raw = read(image)
-    width, height, mode = look(raw) if "image" in parts else (1, 1, "latents")
+    look = look_at(raw) if "image" in parts else Look(1, 1, "latents", False)
     record = {
         "offset": image.offset,
         "size": image.size,
         "crc": zlib.crc32(raw),
-        "width": width,
-        "height": height,
+        "width": look.width,
+        "height": look.height,
+        "jpeg": int(look.jpeg),
     }
     caption = ""
     try:
@@ -266,18 +269,27 @@ def _sample(
             caption = caption_of(read(member)) or caption
     except ValueError as error:
         raise _LeftOut("unreadable caption", str(error)) from None
-    return record | {"caption_length": len(caption)}, mode
+    return record | {"caption_length": len(caption)}, look.mode
 
 
-def look(raw: bytes) -> tuple[int, int, str]:
-    """Upright width and height, and the mode, from the picture's header alone."""
+class Look(NamedTuple):
+    """What a picture's header says; width and height as a viewer shows it."""
+
+    width: int
+    height: int
+    mode: str
+    jpeg: bool  # an upright RGB JPEG
+
+
+def look_at(raw: bytes) -> Look:
+    """Reads the header alone."""
     if not raw:
         raise _LeftOut("unreadable picture", "0 bytes")
     try:
         with Picture.open(io.BytesIO(raw)) as picture:
-            width, height = picture.size
-            if orientation(picture) >= 5:
-                width, height = height, width
-            return width, height, picture.mode
+            turned = orientation(picture)
+            size = picture.size if turned < 5 else picture.size[::-1]
+            jpeg = picture.format == "JPEG" and picture.mode == "RGB" and turned == 1
+            return Look(*size, picture.mode, jpeg)
     except Exception as error:  # what a broken file makes a codec raise is not documented
         raise _LeftOut("unreadable picture", f"{error} (starts with {raw[:12]!r})") from None

@@ -86,16 +86,30 @@ class ShardSet:
 
     def keys(self, samples: Indices) -> list[str]:
         """The samples' keys."""
-        return [self.key(self.place(sample)) for sample in samples.tolist()]
+        shards, rows = self._places(samples)
+        pairs = zip(shards.tolist(), rows.tolist(), strict=True)
+        return [self.indexes[shard].key(row) for shard, row in pairs]
 
     def read_into(self, into: NDArray[Any], samples: Indices, rows: Indices) -> None:
-        """Fills the rows of an array of fixed-size records with those samples' bytes."""
+        """Fills these rows of an array of fixed-size records with their samples' bytes."""
         size = into.dtype.itemsize
         lines = into.view(np.uint8).reshape(len(into), size)
-        for row in rows.tolist():
-            place = self.place(int(samples[row]))
-            record = self.record(place)
-            lines[row] = np.frombuffer(self.read(place.shard, record.offset, size), np.uint8)
+        shards, places = self._places(samples[rows])
+        for shard in np.unique(shards).tolist():
+            chosen = shards == shard
+            offsets = self.indexes[shard].records["offset"][places[chosen]].tolist()
+            for row, offset in zip(rows[chosen].tolist(), offsets, strict=True):
+                lines[row] = np.frombuffer(self.read(shard, offset, size), np.uint8)
+
+    def _places(self, samples: Indices) -> tuple[Indices, Indices]:
+        """Shard and row of each sample."""
+        shards = np.searchsorted(self._ends, samples, side="right")
+        rows = np.empty_like(samples)
+        for shard in np.unique(shards).tolist():
+            chosen = shards == shard
+            start = int(self._ends[shard]) - self.sizes[shard]
+            rows[chosen] = self.rows[shard][samples[chosen] - start]
+        return shards, rows
 
     def captions(self) -> Iterator[str]:
         """Every sample's default caption, in order, without touching a picture."""

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.data.decode import Crop, Decoder, Pixels, Window, colour_of
+from ldm.data.decode import Crop, Decoder, Window, colour_of
 from ldm.data.errors import DataError, Fault
 from ldm.data.keep import Keep
 from ldm.data.order import Order, Rows, ShuffledOrder
@@ -109,12 +109,11 @@ class ShardData:
         """The rows' pictures; where one cannot be read, another that its position determines."""
         shape = rows.shape or (self.size, self.size)
         pixels = torch.empty(len(rows.samples), *shape, 3, dtype=torch.uint8)
-        view = pixels.numpy()
         faults: list[Fault] = []
         samples: list[_Sample] = []
         draws = _draws(rows)
         for row in range(len(rows.samples)):
-            view[row], sample = self._readable(rows, row, shape, draws[row], faults)
+            pixels[row], sample = self._readable(rows, row, shape, draws[row], faults)
             samples.append(sample)
         batch: PictureBatch = {
             "image": pixels.permute(0, 3, 1, 2),
@@ -132,7 +131,7 @@ class ShardData:
         shape: tuple[int, int],
         draws: NDArray[np.float64],
         faults: list[Fault],
-    ) -> tuple[Pixels, "_Sample"]:
+    ) -> tuple[Tensor, "_Sample"]:
         """Sample `row`, or the first readable one of those that its position determines."""
         position = rows.positions[row : row + 1]
         sample = int(rows.samples[row])
@@ -151,15 +150,20 @@ class ShardData:
 
     def _picture(
         self, place: Place, shape: tuple[int, int], draws: NDArray[np.float64]
-    ) -> tuple[Pixels, Window]:
+    ) -> tuple[Tensor, Window]:
         record = self.set.record(place)
         raw = self.set.read(place.shard, record.offset, record.size)
         if zlib.crc32(raw) != record.crc:
             raise ValueError("the picture's bytes differ from the index's checksum")
         flip = self.flip and draws[0] < 0.5
         top, left = draws[1:3].tolist() if self.crop == "random" else (0.5, 0.5)
-        pixels, window = self.decoder(raw, shape, (top, left))
-        return (pixels[:, ::-1] if flip else pixels), window
+        if record.jpeg:
+            stored = record.height, record.width
+            pixels, window = self.decoder.jpeg(raw, stored, shape, (top, left))
+        else:
+            pixels, window = self.decoder(raw, shape, (top, left))
+        image = torch.from_numpy(pixels)
+        return (torch.flip(image, (1,)) if flip else image), window
 
     def _caption(self, place: Place, draw: float) -> str:
         if not self._fields:

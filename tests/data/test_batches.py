@@ -30,7 +30,8 @@ def take(data, count, *, workers=0, world=1, start=0, global_batch=4, seed=5):
     return [[key for part in parts for key in part["key"]] for parts in zip(*ranks, strict=True)]
 
 
-@pytest.mark.parametrize(("world", "workers"), [(1, 1), (1, 3), (2, 0), (2, 1), (4, 0), (4, 3)])
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_are_the_same_on_any_ranks_and_workers(shards, world, workers):
     data = ShardData(shards, 16)
     assert take(data, 8, world=world, workers=workers) == take(data, 8)

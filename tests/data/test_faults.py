@@ -399,7 +399,7 @@ def test_an_index_of_another_format_is_refused(tmp_path):
     line, _, rest = index.read_bytes().partition(b"\n")
     old = json.loads(line) | {"format": 0}
     index.write_bytes(json.dumps(old).encode() + b"\n" + rest)
-    with pytest.raises(ValueError, match=r"x\.tar\.index is no index of format 1.*delete it"):
+    with pytest.raises(ValueError, match=r"x\.tar\.index is no index of format 2.*delete it"):
         ShardData(str(path), 16)
 
 

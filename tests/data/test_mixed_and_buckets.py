@@ -94,7 +94,7 @@ def many_shapes(tmp_path):
             members += [(f"{number:06d}.png", encoded(pixels)), (f"{number:06d}.txt", b"x")]
             number += 1
         write_tar(tmp_path / f"{shard}.tar", members)
-    return BucketedData(ShardData(str(tmp_path / "*.tar"), 32), multiple=8)
+    return BucketedData(ShardData(str(tmp_path / "*.tar"), 32), multiple=4, max_aspect=3.0)
 
 
 def test_all_ranks_have_the_same_shape_at_each_step(many_shapes):

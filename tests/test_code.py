@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOP = ["pyproject.toml", "README.md", "LICENSE", "ldm", "conf", "train.py", "tests", "slurm", "docs"]
+TOP = [
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "ldm",
+    "conf",
+    "train.py",
+    "tests",
+    "slurm",
+    "docs",
+]
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def interval(values: Tensor) -> Interval:
 
 def destruction(denoiser: Denoiser, latents: Latent, times: Tensor) -> dict[str, list[float]]:
     """For each time: log10 SNR (cut at +-20), correlation of x_t with the data, and Kolmogorov's
-    sqrt(n) D between x_t and a standard normal: below 1.36 nothing tells them apart at 5 %."""
+    sqrt(n) D between x_t and a standard normal (below 1.36 nothing tells them apart at 5 %)."""
     noise = draws_for_seeds(range(len(latents)), latents.device).normal(latents.shape[1:], "chain")
     found: dict[str, list[float]] = {"log10_snr": [], "correlation": [], "kolmogorov": []}
     for t in times:

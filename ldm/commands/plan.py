@@ -37,7 +37,6 @@ class Need:
     """A training of `steps` steps on `count` devices of `peak` TFLOP/s at a `utilisation`."""
 
     cost: Cost
-    frozen: float  # operations a picture in networks that are only used
     global_batch: int
     steps: int
     count: int
@@ -51,8 +50,8 @@ class Need:
 
     @property
     def operations(self) -> float:
-        """A picture's, all networks together."""
-        return self.cost.training() + self.frozen
+        """A picture's, in the network that is trained."""
+        return self.cost.training()
 
     @property
     def hours(self) -> float:
@@ -97,7 +96,6 @@ def plan(arguments: argparse.Namespace) -> int:
         raise ValueError("ldm plan knows the autoencoder and the diffusion stage; not this one")
     need = Need(
         cost,
-        0.0,
         config.global_batch,
         config.trainer.max_steps,
         arguments.devices,
@@ -128,29 +126,47 @@ def lines(need: Need, gpu: str, memory: float) -> list[str]:
 
 
 def backbone_cost(config: Any) -> Cost:
-    """The denoising network's, at the latents' and captions' sizes."""
+    """The denoising network's, at the sizes that the first stage and the text encoder give."""
+    from dataclasses import replace
+
     import torch
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
 
     from ldm.commands.building import build
-    from ldm.types import Condition
 
+    captions = build(config.text.encoder, "text.encoder")
+    condition = captions(["a caption"])
     with open_dict(config):
-        # Where the first stage does not exist yet, the size that the emoji autoencoder gives.
-        config.latent.channels = config.latent.channels or 8
-        config.latent.size = config.latent.size or config.image_size // 8
-        config.text.width = OmegaConf.select(config, "text.width") or 512
-        config.text.pooled_width = OmegaConf.select(config, "text.pooled_width") or 512
+        config.latent = dict(zip(("channels", "size"), latent_shape(config), strict=True))
+        config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
+    pooled = condition.pooled
+    meta = replace(
+        condition,
+        tokens=condition.tokens.to("meta"),
+        mask=condition.mask.to("meta"),
+        pooled=None if pooled is None else pooled.to("meta"),
+    )
     with torch.device("meta"):
         network = build(config.backbone, "backbone")
-        size, tokens = config.latent.size, 77
-        condition = Condition(
-            torch.zeros(1, tokens, config.text.width),
-            torch.ones(1, tokens, dtype=torch.bool),
-            torch.zeros(1, config.text.pooled_width),
+        x_t = torch.zeros(1, config.latent.channels, config.latent.size, config.latent.size)
+        return count(network, lambda: network(x_t, torch.zeros(1), meta))
+
+
+def latent_shape(config: Any) -> tuple[int, int]:
+    """Channels and size: of the first stage where it is trained, else as the settings say."""
+    from pathlib import Path
+
+    from ldm.commands.parts import LATENTS, load_codec
+
+    if (Path(config.first_stage) / LATENTS).is_file():
+        channels, size, _ = load_codec(config.first_stage).latent_shape(config.image_size)
+        return channels, size
+    if config.latent.channels is None or config.latent.size is None:
+        raise ValueError(
+            f"first_stage={config.first_stage} is not trained yet, so its latents are not known; "
+            "set latent.channels=8 latent.size=8, say, or train it first"
         )
-        x_t = torch.zeros(1, config.latent.channels, size, size)
-        return count(network, lambda: network(x_t, torch.zeros(1), condition))
+    return config.latent.channels, config.latent.size
 
 
 def autoencoder_cost(config: Any) -> Cost:

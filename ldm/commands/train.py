@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ldm.commands.parts import STAGES, Stage, precision_of
 from ldm.data.errors import DataError
 from ldm.runs.attempts import SAME_STEP, Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
+from ldm.runs.compare import recorded_data
 from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
 from ldm.runs.processes import rank, restarts, watched_by_lightning
@@ -65,9 +66,20 @@ def train(config: DictConfig) -> int:
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     if rank() == 0:
         make_folder(folder)
-    with RunLock(folder.path) if rank() == 0 else nullcontext():
+    facts = {
+        "stage": config.stage_name,
+        "max_steps": config.trainer.max_steps,
+        "data": {"train": data.train.content_hash, "val": data.val.content_hash},
+    }
+    only_one: AbstractContextManager[Any] = RunLock(folder.path) if rank() == 0 else nullcontext()
+    with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
+            if recorded_data(folder.path) not in ({}, facts["data"]):
+                raise ValueError(
+                    f"data.train or data.val: other pictures than {folder.path} was trained on; "
+                    "put them back, or set name=ANOTHER"
+                )
             notices = open_run(folder, plain, sys.argv)
             resumed = _resume_point(folder, str(config.resume))
             for line in notices:
@@ -76,11 +88,6 @@ def train(config: DictConfig) -> int:
                 return FAILED
         trainer = _trainer(config, folder, stage.callbacks(folder, data), resumed)
         _announce(config, folder, trainer, module, resumed)
-        facts = {
-            "stage": config.stage_name,
-            "max_steps": config.trainer.max_steps,
-            "data": {"train": data.train.content_hash, "val": data.val.content_hash},
-        }
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
             if code in (SAVED, RETRY):

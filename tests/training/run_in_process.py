@@ -4,6 +4,7 @@ import io
 import json
 import signal
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,10 @@ FIRST = "experiment=emoji/autoencoder autoencoder=tiny " + TINY
 SECOND = "experiment=emoji/diffusion backbone=dit_tiny evaluation.prompts=2 sampler.steps=1 " + TINY
 
 
-def make_shards(folder: Path) -> None:
+def make_shards(folder: Path, seed: int = 0) -> None:
     """Ten pictures to train on, and four."""
     folder.mkdir()
-    colours = np.random.default_rng(0).integers(0, 256, (14, 4, 4, 3), np.uint8)
+    colours = np.random.default_rng(seed).integers(0, 256, (14, 4, 4, 3), np.uint8)
     for name, part in {"train-0.tar": colours[:10], "val-0.tar": colours[10:]}.items():
         with tarfile.open(folder / name, "w") as tar:
             for number, colour in enumerate(part):
@@ -41,12 +42,16 @@ def make_shards(folder: Path) -> None:
 
 def run(root: Path, name: str, settings: str) -> int:
     """The exit code. The pictures are in `root`/shards."""
-    settings = f"{settings} data=shards data.folder={root}/shards"
+    if "data.folder" not in settings:
+        settings += f" data.folder={root}/shards"
+    settings += " data=shards"
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [*settings.split(), f"name={name}", f"run_root={root}"])
     handlers = {number: signal.getsignal(number) for number in ASKING}
     try:
-        return train(config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # Lightning's remarks, which train.py keeps from users
+            return train(config)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,8 +1,8 @@
 """The watchdog names what hangs; recomputed blocks are the same function."""
 
 import time
-from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -10,29 +10,33 @@ from torch import nn
 from ldm.training.callbacks import Blocks, Watchdog
 from ldm.training.callbacks.record import over_ranks
 
-TRAINER = SimpleNamespace(global_rank=3, global_step=17)
+
+@pytest.fixture
+def trainer():
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return L.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **quiet)
 
 
-def test_a_hang_is_told_with_rank_phase_step_and_stack(tmp_path, capsys):
+def test_a_hang_is_told_with_rank_phase_step_and_stack(tmp_path, trainer):
     dog = Watchdog(tmp_path, factor=2.0, least=0.02)
-    dog.on_train_start(TRAINER, None)
+    dog.on_train_start(trainer, L.LightningModule())
     for _ in range(20):
-        dog.on_train_batch_start(TRAINER)
-        dog.on_train_batch_end(TRAINER)
-    dog.on_train_batch_start(TRAINER)
-    file = tmp_path / "hang-rank-3.txt"
+        dog.on_train_batch_start(trainer)
+        dog.on_train_batch_end(trainer)
+    dog.on_train_batch_start(trainer)
+    file = tmp_path / "hang-rank-0.txt"
     end = time.monotonic() + 20
     while not file.exists() and time.monotonic() < end:
         time.sleep(0.02)
     time.sleep(0.1)
-    dog.on_train_end(TRAINER, None)
+    dog.on_train_end(trainer, L.LightningModule())
     text = file.read_text()
-    assert "rank 3 hangs in `step` at step 17" in text
+    assert "rank 0 hangs in `step` at step 0" in text
     assert "test_a_hang_is_told" in text
 
 
-def test_first_steps_may_take_longer():
-    dog = Watchdog(None, factor=2.0, least=10.0)
+def test_first_steps_may_take_longer(tmp_path):
+    dog = Watchdog(tmp_path, factor=2.0, least=10.0)
     assert dog.patience() == 40.0
     dog._seconds.extend([30.0] * 20)
     assert dog.patience() == 60.0
@@ -55,9 +59,9 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_recomputed_blocks_give_the_same_gradients_under_the_same_names(every):
+def test_recomputed_blocks_give_the_same_gradients_under_the_same_names(every, trainer):
     torch.manual_seed(0)
-    holder = nn.Module()
+    holder = L.LightningModule()
     holder.network = Net()
     x = torch.randn(2, 4)
     names = list(holder.state_dict())
@@ -68,7 +72,7 @@ def test_recomputed_blocks_give_the_same_gradients_under_the_same_names(every):
         return [parameter.grad.clone() for parameter in holder.parameters()]
 
     before = gradients()
-    Blocks(recompute_every=every).setup(None, holder, "fit")
+    Blocks(recompute_every=every).setup(trainer, holder, "fit")
     assert list(holder.state_dict()) == names
     for one, other in zip(gradients(), before, strict=True):
         assert torch.equal(one, other)

@@ -12,6 +12,9 @@ from ldm.commands.train import RETRY, SAVED
 from ldm.runs.checkpoints import checkpoints
 from ldm.training.callbacks import Checkpointing
 
+# Not yet run to its end (the machine was taken): it joins the default suite when it has been.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def without_pictures():
@@ -175,3 +178,14 @@ def test_a_disk_that_stays_full_ends_it_with_the_last_good_one_named(root, monke
 
 def test_the_codes_are_those_of_the_batch_script():
     assert (SAVED, RETRY) == (85, 75)
+
+
+def test_other_pictures_are_refused_and_the_same_ones_elsewhere_are_not(root, tmp_path):
+    def with_data(folder):
+        return FIRST.replace("max_steps=7", "max_steps=8") + f" data.folder={folder}"
+
+    make_shards(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="other pictures"):
+        run(root, "elsewhere", with_data(tmp_path / "other"))
+    make_shards(tmp_path / "same")
+    assert run(root, "elsewhere", with_data(tmp_path / "same")) == 0

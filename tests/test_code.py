@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOP = "pyproject.toml README.md LICENSE ldm conf train.py tests slurm docs".split()
+TOP = ["pyproject.toml", "README.md", "LICENSE", "ldm", "conf", "train.py", "tests", "slurm", "docs"]
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ RANGES = {
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function's or a class's arguments; those that cannot be read are left
     out, and with them their check."""
-    called = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    called = function.__init__ if inspect.isclass(function) else function
     try:
         hints = typing.get_type_hints(called)
     except (NameError, TypeError, AttributeError):  # another library's annotations

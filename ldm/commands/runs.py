@@ -43,6 +43,8 @@ def list_runs(arguments: argparse.Namespace) -> int:
     from rich.live import Live
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # into a file or a pipe nothing is cut off
     if not arguments.watch:
         console.print(_table(arguments))
         return 0

@@ -115,7 +115,7 @@ RANGES = {
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function's or a class's arguments; those that cannot be read are left
     out, and with them their check."""
-    called = function.__init__ if inspect.isclass(function) else function  # type: ignore[misc]
+    called = function.__init__ if inspect.isclass(function) else function
     try:
         hints = typing.get_type_hints(called)
     except (NameError, TypeError, AttributeError):  # another library's annotations
@@ -146,15 +146,24 @@ def out_of_range(name: str, value: Any) -> str | None:
 
 
 def class_misfit(target: Callable[..., Any], hint: Any) -> str | None:
-    """Whether the object that `target` makes can be the argument; only plain classes tell."""
+    """Whether the object that `target` makes can be the argument: a subclass of what is asked, or
+    with all methods of the protocol that is asked."""
     made = target if inspect.isclass(target) else hints_of(target).get("return")
     wanted = [one for one in _alternatives(hint) if one is not type(None)]
-    if not inspect.isclass(made) or not all(_plain_class(one) for one in wanted) or not wanted:
+    if not inspect.isclass(made) or not wanted or not all(map(inspect.isclass, wanted)):
         return None
-    if any(issubclass(made, one) for one in wanted):
+    if any(_is_one(made, one) for one in wanted):
         return None
     names = " or ".join(one.__name__ for one in wanted)
     return f"takes {names}, and {made.__name__} is none"
+
+
+def _is_one(made: type, wanted: type) -> bool:
+    if not vars(wanted).get("_is_protocol", False):
+        return issubclass(made, wanted)
+    # Attributes that a constructor sets cannot be seen on the class; methods can.
+    methods = {name for name, value in vars(wanted).items() if inspect.isfunction(value)}
+    return methods - {"__init__", "__subclasshook__"} <= set(dir(made))
 
 
 def told(hint: Any) -> str:
@@ -218,8 +227,3 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _is_sequence(origin: Any) -> bool:
     return inspect.isclass(origin) and issubclass(origin, Sequence) and origin is not str
-
-
-def _plain_class(hint: Any) -> bool:
-    # typing.is_protocol is only there from Python 3.13 on
-    return inspect.isclass(hint) and not vars(hint).get("_is_protocol", False)

@@ -134,7 +134,10 @@ def target_of(path: Any, key: str) -> Callable[..., Any]:
 def _siblings(path: str) -> str:
     module, _, name = path.rpartition(".")
     try:
-        return nearest(name, list(vars(get_object(module)))) or "; check its spelling"
+        names = [key for key, value in vars(get_object(module)).items() if inspect.isclass(value)]
+        same = [key for key in names if key.lower() == name.lower()]
+        near = f"; did you mean {same[0]!r}?" if same else nearest(name, names)
+        return near or "; check its spelling"
     except Exception:  # the module is what is misspelt
         return "; check its spelling"
 

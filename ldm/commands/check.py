@@ -41,6 +41,9 @@ def checked(config: Any) -> None:
     stages = sorted(path.stem for path in (CONF / "stage").glob("*.yaml"))
     if stage not in stages:
         raise ValueError(f"stage_name={stage}: no such stage; set stage to {', '.join(stages)}")
+    for name in config:
+        if str(name) not in entries(stage):
+            raise ValueError(f"{name}: no such key{_near(str(name), '', entries(stage))}")
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     raw: Any = OmegaConf.to_container(config, resolve=False)
     _check_keys(_with_unknowns(resolved, raw), "", entries(stage))
@@ -48,15 +51,13 @@ def checked(config: Any) -> None:
 
 
 def _with_unknowns(value: Any, raw: Any) -> Any:
-    """The tree with UNKNOWN where a reference leads to null: what is to be read from the first
-    stage or the text encoder."""
+    """The tree with UNKNOWN for references: where they lead to, the value is checked under its own
+    name; what only the first stage or the text encoder will tell is checked when it is built."""
     from ldm.commands.building import UNKNOWN
 
     if isinstance(value, Mapping) and isinstance(raw, Mapping):
         return {name: _with_unknowns(child, raw.get(name)) for name, child in value.items()}
-    if value is None and isinstance(raw, str) and "${" in raw:
-        return UNKNOWN
-    return value
+    return UNKNOWN if isinstance(raw, str) and raw.startswith("${") else value
 
 
 def _check_keys(tree: Mapping[str, Any], prefix: str, entries: Mapping[str, Any]) -> None:

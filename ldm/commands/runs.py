@@ -43,6 +43,8 @@ def list_runs(arguments: argparse.Namespace) -> int:
     from rich.live import Live
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # into a file or a pipe nothing is cut off
     if not arguments.watch:
         console.print(_table(arguments))
         return 0
@@ -75,9 +77,9 @@ def _table(arguments: argparse.Namespace) -> Any:
     table = Table(box=None, header_style="bold")
     table.add_column("run", no_wrap=True)
     for name in ("stage", "state", "step"):
-        table.add_column(name, justify="right" if name == "step" else "left")
+        table.add_column(name, justify="right" if name == "step" else "left", no_wrap=True)
     for name in [*columns, "age"]:
-        table.add_column(name.replace("/", "/\u200b"), justify="right")
+        table.add_column(name.replace("/", "/\n").replace("_", "\n"), justify="right", no_wrap=True)
     for row in found:
         step = f"{row.step}" + (f"/{row.steps}" if row.steps else "")
         values = [number(row.metrics.get(name)) for name in columns]

@@ -6,6 +6,9 @@ import hydra
 from omegaconf import DictConfig
 
 from ldm.commands.errors import reported
+from ldm.runs.signals import stop_signals
+
+stop_signals.install()  # a job may be told to stop while it is still importing
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

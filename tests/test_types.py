@@ -65,3 +65,7 @@ def test_condition_rows_are_chosen_and_joined(pooled):
     if pooled:
         assert mixed.pooled[:, 0].tolist() == [1, 0]
         assert both.pooled[:, 0].tolist() == [1, 1, 0, 0]
+
+
+def test_a_row_may_be_one_number():
+    assert draws(range(8)).uniform((), "dropout").shape == (8,)

@@ -5,7 +5,25 @@ from importlib import import_module
 
 from ldm.commands.errors import reported
 
-VERBS = ("quickstart", "shards", "encode", "sample", "reconstruct")
+VERBS = (
+    "quickstart",
+    "shards",
+    "encode",
+    "check",
+    "sample",
+    "reconstruct",
+    "importing",
+    "export",
+    "stats",
+    "evaluate",
+    "evidence",
+    "runs",
+    "config",
+    "report",
+    "doctor",
+    "consolidate",
+    "plan",
+)
 
 
 def main() -> int:

@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.data import LatentData, ShardData, normalise, validation_batches
+from ldm.data.batches import Data
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.clip import Clip, load_clip, save_clip
+from ldm.frozen.clip import Clip, save_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics
-from ldm.frozen.features import ClipFeatures
+from ldm.frozen.features import open_clip_features
 from ldm.metrics import (
     CLIPScore,
     Features,
@@ -34,14 +35,6 @@ from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
 
 LATENTS = "latents.json"
-COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
-COMMON += " checkpoint latent data trainer stage_name module evaluation resume"
-KNOWN_KEYS = frozenset(
-    [
-        *COMMON.split(),
-        *["clip", "autoencoder", "loss", "first_stage", "backbone", "diffusion", "sampler", "text"],
-    ]
-)
 
 
 def precision_of(asked: str) -> str:
@@ -104,7 +97,7 @@ class AutoencoderStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Grids of pictures, reconstructions and differences, with their Fréchet distance."""
         evaluation = self.config.evaluation
-        features = clip_features(evaluation.clip)
+        features = open_clip_features(evaluation.clip)
         reference = reference_of(features, data.val)
         return [
             Reconstructions(
@@ -149,7 +142,7 @@ class DiffusionStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
         config, evaluation = self.config, self.config.evaluation
-        clip = clip_features(evaluation.clip)
+        clip = open_clip_features(evaluation.clip)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
@@ -286,17 +279,13 @@ def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConf
         )
 
 
-def clip_features(folder: str) -> ClipFeatures:
-    """Both towers of the CLIP in that folder, as metrics look through them."""
-    return ClipFeatures(load_clip(folder), Path(folder).name.removeprefix("asset:"))
-
-
 def reference_of(features: Features, data: ShardData) -> Reference:
     """Mean and covariance of all the data's pictures."""
     return reference_statistics(features, _pictures(data), keep=0)
 
 
-def _pictures(data: ShardData) -> Any:
+def _pictures(data: Data) -> Any:
+    """All pictures once, normalised, in order."""
     for batch in validation_batches(data, batch=64, rank=0, world=1, workers=0):
         yield normalise(batch["image"])
 

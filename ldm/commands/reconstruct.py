@@ -47,12 +47,12 @@ def read_picture(path: Path, size: int) -> Any:
     import torch
 
     from ldm.data import normalise
-    from ldm.data.decode import colour_of, cut_out, open_picture, to_rgb
+    from ldm.data.decode import colour_of, cut_out, open_header, to_rgb, upright
 
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; name a picture")
     try:
-        opened = open_picture(path.read_bytes(), max_pixels=64_000_000)
+        opened = upright(open_header(path.read_bytes(), max_pixels=64_000_000))
         picture = to_rgb(opened, colour_of("white"))
     except Exception as error:
         raise ValueError(f"{path} is no picture that can be decoded ({error})") from None

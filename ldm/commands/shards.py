@@ -1,4 +1,4 @@
-"""`ldm shards make|info`: tar shards out of pictures, and what shards hold."""
+"""`ldm shards make|info|verify`: tar shards out of pictures, and what shards hold."""
 
 import argparse
 import os
@@ -16,6 +16,10 @@ _OPTIONS = {  # of `make`, with their defaults: what the shards depend on
     "hold_out": None,
     "hold_out_every": 20,
     "missing_caption": "error",
+    "min_side": 1,
+    "max_aspect": None,
+    "min_score": None,
+    "tolerate": 0.0,
 }
 
 
@@ -28,6 +32,10 @@ def add_parser(subparsers: Any) -> None:
     info.add_argument("shards", help="a folder of shards, or their paths with braces and globs")
     info.add_argument("--sheet", metavar="PNG", help="write random samples with captions to PNG")
     info.set_defaults(func=run)
+    verify = verbs.add_parser("verify", help="read and decode everything, name what is broken")
+    verify.add_argument("shards", help="a folder of shards, or their paths with braces and globs")
+    verify.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    verify.set_defaults(func=run)
 
 
 def _add_make(verbs: Any) -> None:
@@ -35,7 +43,8 @@ def _add_make(verbs: Any) -> None:
         "make",
         help="write shards from pictures",
         description="SRC is a folder: with metadata.jsonl (file_name, text), or with a .txt beside "
-        "each picture, or with one folder per class.",
+        "each picture, or with one folder per class; a .csv or .parquet of paths and captions; a "
+        "Hugging Face data set on disk; or shards, to filter, shrink or cut them anew.",
     )
     make.add_argument("source", metavar="SRC")
     make.add_argument("destination", metavar="DST")
@@ -47,13 +56,21 @@ def _add_make(verbs: Any) -> None:
     make.add_argument("--hold-out", metavar="PATTERN", help="regular expression, see docs/data.md")
     make.add_argument("--hold-out-every", type=int, metavar="N")
     make.add_argument("--missing-caption", choices=["error", "drop", "empty"])
+    make.add_argument("--min-side", type=int, metavar="PIXELS", help="of shards: the short side")
+    make.add_argument("--max-aspect", type=float, help="of shards: long side over short side")
+    make.add_argument("--min-score", action="append", metavar="FIELD=VALUE", help="of shards' JSON")
+    make.add_argument("--tolerate", type=float, help="share of samples of shards that may be bad")
     make.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     make.set_defaults(func=run, **_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Exit code 0; what is wrong with the user's input is a ValueError."""
-    verbs: dict[str, Callable[[argparse.Namespace], int]] = {"make": _make, "info": _info}
+    verbs: dict[str, Callable[[argparse.Namespace], int]] = {
+        "make": _make,
+        "info": _info,
+        "verify": _verify,
+    }
     return verbs[args.verb](args)
 
 
@@ -62,15 +79,21 @@ def _make(args: argparse.Namespace) -> int:
 
     from rich.progress import Progress
 
-    from ldm.data.entries import of_folder, with_captions
+    from ldm.data.entries import with_captions
     from ldm.data.hold_out import held_out
+    from ldm.data.keep import Keep
     from ldm.data.make import Encoding, make_shards
+    from ldm.data.tables import entries_of
 
     _refuse_numbers(args)
-    source = Path(args.source)
-    if not source.is_dir():
-        raise FileNotFoundError(f"{source} is no folder; name one that holds pictures")
-    entries = with_captions(of_folder(source), args.missing_caption)
+    keep = Keep(
+        min_side=args.min_side,
+        max_aspect=args.max_aspect,
+        scores=_scores(args.min_score or []),
+        missing_caption="empty",
+    )
+    entries = entries_of(args.source, keep, args.tolerate)
+    entries = with_captions(entries, args.missing_caption)
     held = held_out([entry.caption for entry in entries], args.hold_out_every, args.hold_out)
     splits = {
         "train": [entry for entry, out in zip(entries, held, strict=True) if not out],
@@ -96,15 +119,31 @@ def _recorded(args: argparse.Namespace) -> str:
     words = ["ldm", "shards", "make", os.path.basename(os.path.normpath(args.source))]
     words += [os.path.basename(os.path.normpath(args.destination))]
     for name, default in _OPTIONS.items():
-        value = getattr(args, name)
+        value = vars(args)[name]
         if value != default:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            option = f"--{name.replace('_', '-')}"
+            words += [word for one in _listed(value) for word in (option, str(one))]
     return shlex.join(words)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _scores(options: list[str]) -> dict[str, float]:
+    scores = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            scores[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--min-score {option!r}; write FIELD=VALUE with a number") from None
+    return scores
 
 
 def _refuse_numbers(args: argparse.Namespace) -> None:
     for name in ("size", "shard_size", "jobs"):
-        value = getattr(args, name)
+        value = vars(args)[name]
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; set 1 or more")
     if not 1 <= args.quality <= 100:
@@ -121,9 +160,8 @@ def _info(args: argparse.Namespace) -> int:
     from ldm.data.shards import ShardData
     from ldm.data.sources import Source, expand
 
-    folder = Path(args.shards)
     reading = Reading()
-    sources = expand(str(folder / "*.tar") if folder.is_dir() else args.shards, reading)
+    sources = expand(_pattern(args.shards), reading)
     splits: dict[str, list[Source]] = {}
     for source in sources:
         splits.setdefault(source.base.rpartition("-")[0], []).append(source)
@@ -138,3 +176,27 @@ def _info(args: argparse.Namespace) -> int:
         Sheet().save(data, Path(args.sheet))
         print(f"sheet      {args.sheet}")
     return 0
+
+
+def _pattern(shards: str) -> str:
+    return os.path.join(shards, "*.tar") if os.path.isdir(shards) else shards
+
+
+def _verify(args: argparse.Namespace) -> int:
+    """Exit code 1 where something is broken."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    from ldm.data.reading import Reading
+    from ldm.data.sources import expand
+    from ldm.data.verify import verify
+
+    paths = [str(source.local()) for source in expand(_pattern(args.shards), Reading())]
+    bad = samples = 0
+    with ProcessPoolExecutor(min(args.jobs, len(paths))) as pool:
+        for finding in pool.map(verify, paths):
+            samples += finding.samples
+            bad += len(finding.problems)
+            for problem in finding.problems:
+                print(f"{finding.shard} | {problem}")
+    print(f"{len(paths)} shards, {samples:,} samples, {bad:,} problems")
+    return 1 if bad else 0

@@ -15,6 +15,8 @@ import fsspec
 from ldm.data.errors import DataError
 from ldm.data.reading import Reading
 
+_RECENT = 60.0  # seconds
+
 
 def folder_of(reading: Reading) -> Path:
     """The cache's folder."""
@@ -74,15 +76,17 @@ class Cache:
         )
 
     def _make_room(self, newest: Path) -> None:
-        """Removes what was used longest ago; the newest stays, whatever its size."""
+        """Removes what was used longest ago; what was used in the last minute stays, since
+        another process may be about to open it."""
+        recent = (time.time() - _RECENT) * 1e9
         files = []
         for path in self.folder.iterdir():
             if path.suffix not in (".lock", ".partial") and path != newest:
                 with suppress(FileNotFoundError):  # another process removed it
                     files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
         total = newest.stat().st_size + sum(size for _, size, _ in files)
-        for _, size, path in sorted(files):
-            if total <= self.limit:
+        for used, size, path in sorted(files):
+            if total <= self.limit or used > recent:
                 return
             path.unlink(missing_ok=True)
             total -= size

@@ -62,14 +62,13 @@ def _jpeg(raw: bytes, picture: Picture.Image, shape: tuple[int, int]) -> Pixels:
     large as `shape` needs is scaled while it is decoded, by which most of the work is skipped."""
     height, width = shape
     scale = max(width / picture.width, height / picture.height)
-    if scale > 0.5:
-        return simplejpeg.decode_jpeg(raw, "RGB")
+    factor = next(f for f in (8, 4, 2, 1) if f * scale <= 1 or f == 1)  # libjpeg-turbo's fast ones
     return simplejpeg.decode_jpeg(
         raw,
         "RGB",
-        min_height=math.ceil(picture.height * scale),
-        min_width=math.ceil(picture.width * scale),
-        min_factor=2,
+        min_height=math.ceil(picture.height / factor),
+        min_width=math.ceil(picture.width / factor),
+        min_factor=factor,
     )
 
 

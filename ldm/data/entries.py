@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.data.arrow import picture_in_row
 from ldm.data.index import PICTURES
 from ldm.data.keep import MissingCaption
 from ldm.data.text import caption_of, field_of, record_of
@@ -17,30 +18,39 @@ METADATA = "metadata.jsonl"
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture: `size` bytes of `path` from `offset` on (all of the file if size is None)."""
+    """One picture: `size` bytes of `path` from `offset` on; all of the file if size is None.
+
+    With a `row`, the picture lies in that row of an Arrow file instead.
+    """
 
     key: str
     caption: str
     path: str
     offset: int = 0
     size: int | None = None
+    row: int | None = None
     fields: str = ""  # JSON that is kept beside the caption
 
     def read(self) -> bytes:
         """The picture's bytes."""
+        if self.row is not None:
+            return picture_in_row(self.path, self.row)
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             return file.read() if self.size is None else file.read(self.size)
 
     @property
-    def length(self) -> int:
-        """Bytes of the picture."""
-        return os.path.getsize(self.path) if self.size is None else self.size
+    def identity(self) -> list[str | int | None]:
+        """What a shard is made of, as far as it can be told without reading the picture."""
+        length = self.size
+        if length is None and self.row is None:
+            length = os.path.getsize(self.path)
+        return [self.key, self.caption, self.fields, self.offset, length, self.row]
 
     @property
     def place(self) -> str:
         """What an error calls this entry."""
-        return self.path if self.size is None else f"{self.path}, key {self.key}"
+        return self.path if self.size is None and self.row is None else f"{self.path}, {self.key}"
 
 
 def of_folder(folder: Path) -> list[Entry]:

@@ -123,9 +123,7 @@ def _jobs(split: str, entries: Sequence[Entry], encoding: Encoding, size: int) -
         part = [entries[i] for i in chosen]
         digest = hashlib.sha256(json.dumps(asdict(encoding)).encode())
         for entry in part:
-            digest.update(
-                json.dumps([entry.key, entry.caption, entry.offset, entry.length]).encode()
-            )
+            digest.update(json.dumps(entry.identity).encode())
         yield _Job(f"{split}-{number:05d}.tar", part, digest.hexdigest())
 
 

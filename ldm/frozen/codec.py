@@ -6,7 +6,7 @@ from weights and a record that do not belong together.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from ldm.frozen.codec_tiles import in_tiles
 from ldm.models import Autoencoder
 from ldm.types import Draws, Image, Latent, Posterior
 
@@ -160,8 +161,15 @@ class LatentCodec:
     """Pictures to normalised latents and back. A plain object: what is frozen is neither trained,
     nor sharded, nor checkpointed."""
 
-    def __init__(self, autoencoder: Autoencoder, statistics: LatentStatistics) -> None:
+    def __init__(
+        self, autoencoder: Autoencoder, statistics: LatentStatistics, *, tile: int | None = None
+    ) -> None:
+        """Pictures of more than `tile` latent cells a side go through in overlapping tiles, with
+        the memory that one tile takes; see `in_tiles`."""
         _refuse_mismatch(autoencoder, statistics)
+        if tile is not None and tile < 8:
+            raise ValueError(f"tile={tile} latent cells leave no room to overlap: set 8 or more")
+        self.tile = tile
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.statistics = statistics
         self.mean = torch.tensor(statistics.mean)[:, None, None]
@@ -187,7 +195,7 @@ class LatentCodec:
     @torch.no_grad()
     def encode(self, image: Image, draws: Draws | None = None) -> Latent:
         """A draw from the posterior, its mean where there are no draws; normalised, float32."""
-        return self.latent_of(self.autoencoder.encode(image), draws)
+        return self.latent_of(self._posterior(image), draws)
 
     def latent_of(self, posterior: Posterior, draws: Draws | None = None) -> Latent:
         """The same from moments that were encoded before."""
@@ -199,7 +207,38 @@ class LatentCodec:
     @torch.no_grad()
     def decode(self, latent: Latent) -> Image:
         """The picture in [-1, 1], float32."""
-        return self.autoencoder.decode(latent * self.std + self.mean).float().clamp(-1, 1)
+        latent = latent * self.std + self.mean
+        if self._small(latent.shape[2], latent.shape[3]):
+            return self.autoencoder.decode(latent).float().clamp(-1, 1)
+        return self._tiled(self.autoencoder.decode, latent, 1, self.autoencoder.factor).clamp(-1, 1)
+
+    def _posterior(self, image: Image) -> Posterior:
+        factor = self.autoencoder.factor
+        if self._small(image.shape[2] // factor, image.shape[3] // factor):
+            return self.autoencoder.encode(image)
+
+        def moments(part: Image) -> Tensor:
+            posterior = self.autoencoder.encode(part)
+            return torch.cat([posterior.mean, posterior.std], dim=1)
+
+        return Posterior(*self._tiled(moments, image, factor, 1).chunk(2, dim=1))
+
+    def _small(self, rows: int, columns: int) -> bool:
+        return self.tile is None or max(rows, columns) <= self.tile
+
+    def _tiled(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, cell: int, out_cell: int
+    ) -> Tensor:
+        tile = self.tile or 0
+        overlap = max(4, tile // 16 * 4)
+        return in_tiles(
+            lambda part: function(part).float(),
+            x,
+            cell=cell,
+            out_cell=out_cell,
+            tile=tile,
+            overlap=overlap,
+        )
 
 
 def _refuse_mismatch(autoencoder: Autoencoder, statistics: LatentStatistics) -> None:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.frozen.clip import Clip
+from ldm.frozen.clip import Clip, load_clip
 from ldm.frozen.inception import Inception, load_inception
 from ldm.frozen.resizing import shortest_and_crop, squash, tensorflow_bilinear
 from ldm.types import Image
@@ -70,6 +70,13 @@ class ClipFeatures:
         with _in_float32(device):
             tokens = self.tokenizer(list(captions)).to(device)
             return self.model.encode_text(tokens).float()
+
+
+@cache  # several metrics look through one network
+def open_clip_features(folder: str) -> ClipFeatures:
+    """The features of the CLIP in a folder that open_clip reads; FileNotFoundError says what is
+    missing."""
+    return ClipFeatures(load_clip(folder), Path(folder.removeprefix("asset:")).name)
 
 
 class TransformersClipFeatures:

@@ -43,6 +43,7 @@ class Autoencoder(nn.Module):
     image_channels: int
     latent_channels: int
     factor: int  # pixels a latent cell, in each direction
+    entries: int = 0  # codes of the bottleneck; 0 where there is no codebook
 
     def encode(self, image: Picture) -> Posterior:
         """A Gaussian over latents, float32; std is 0 where the encoder is deterministic."""

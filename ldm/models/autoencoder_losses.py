@@ -84,15 +84,21 @@ class ReconstructionLoss:
     free_nats: float = 0.0
 
     def __call__(
-        self, reconstruction: Picture, image: Picture, posterior: Posterior
+        self,
+        reconstruction: Picture,
+        image: Picture,
+        posterior: Posterior,
+        *,
+        encoded: int | None = None,
     ) -> ReconstructionTerms:
-        """Computed in float32. The posterior's KL is 0 where its std is (a codebook bounds it)."""
+        """Computed in float32. The posterior's KL is 0 where its std is (a codebook bounds it).
+        `encoded` is how many numbers the encoded picture had, where `image` is another one."""
         made, wanted = at_least_float32(reconstruction), at_least_float32(image)
         pixel = self._pixel(made, wanted)
         nothing = torch.zeros_like(pixel)
         edges = self._edges(made, wanted) if self.edges else nothing
         perceptual = nothing if self.perceptual is None else self.perceptual(made, wanted)
-        kl = self._kl(posterior) * (posterior.mean[0].numel() / image[0].numel())
+        kl = self._kl(posterior) * (posterior.mean[0].numel() / (encoded or image[0].numel()))
         kept = pixel + self.edges * edges + self.perceptual_weight * perceptual
         return ReconstructionTerms(pixel, edges, perceptual, kl, kept, kept + self.kl * kl)
 

@@ -46,6 +46,7 @@ class QuantisedAutoencoder(Autoencoder):
         widths = [width * multiplier for multiplier in multipliers]
         self.image_channels = image_channels
         self.latent_channels = quantizer.channels
+        self.entries = quantizer.entries
         self.factor = patch * 2 ** (len(widths) - 1)
         self.quantizer = quantizer
         self.encoder, self.decoder = encoder_and_decoder(

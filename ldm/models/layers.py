@@ -1,5 +1,7 @@
 """Layers that convolutional autoencoders and U-Nets share."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -11,6 +13,13 @@ FeatureMap = Float[Tensor, "b c h w"]
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision widened to float32; float64 stays, for exact comparisons."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Full precision inside; the meta device knows no autocast."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 class ResidualBlock(nn.Module):

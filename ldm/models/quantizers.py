@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import Latent, Quantised
+from ldm.models.layers import without_autocast
 
 Vectors = Float[Tensor, "n c"]
 
@@ -85,18 +86,20 @@ class VectorQuantizer(nn.Module):
             )
         vectors = latent.movedim(1, -1).reshape(-1, c)
         if self.training and not bool(self.updates):
-            self._revive(vectors.detach().float(), torch.ones_like(self.counts, dtype=torch.bool))
+            self._revive(
+                vectors.detach().to(self.codebook), torch.ones_like(self.counts, dtype=torch.bool)
+            )
         codes = self.nearest(vectors)
         chosen = self.codebook[codes].to(latent).view(b, h, w, c).movedim(-1, 1)
         penalty = self.commitment * (latent - chosen).square().mean()
         if self.training:
-            self._learn(vectors.detach().float(), codes)
+            self._learn(vectors.detach().to(self.codebook), codes)
         return Quantised(latent + (chosen - latent).detach(), codes.view(b, h, w), penalty)
 
     @torch.no_grad()
     def nearest(self, vectors: Vectors) -> Int[Tensor, "n"]:
         """Index of the entry at the smallest Euclidean distance, the first of equals."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with without_autocast(vectors.device):
             book = self.codebook.to(vectors.dtype)
             distance = book.square().sum(dim=1) - 2 * vectors @ book.T
             return distance.argmin(dim=1)

@@ -5,6 +5,7 @@ written last; the folder gets its name by one rename. A half-written one therefo
 name of a checkpoint, and one that was damaged later is found out by its manifest.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,10 @@ from typing import Any
 
 import torch
 
+from ldm.runs.shards import read_shards
+
 STATE = "state.ckpt"
+SHARDS = "sharded"
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -31,20 +35,32 @@ class Checkpoint:
 
     @property
     def state(self) -> Path:
-        """The file that a trainer resumes from."""
+        """The file of the numbers, and of the tensors unless these are sharded."""
         return self.path / STATE
 
-    def load(self) -> dict[str, Any]:
-        """The stored state on the CPU: tensors, numbers and strings only, never code."""
+    @property
+    def shards(self) -> Path | None:
+        """The folder of the tensors' shards, where the ranks wrote one each."""
+        return self.path / SHARDS if (self.path / SHARDS).is_dir() else None
+
+    def numbers(self) -> dict[str, Any]:
+        """The stored state without what is sharded: tensors, numbers and strings, never code."""
         return torch.load(self.state, map_location="cpu", weights_only=True)
+
+    def load(self) -> dict[str, Any]:
+        """The whole stored state on the CPU, whatever the number of ranks that wrote it."""
+        if self.shards is None:
+            return self.numbers()
+        return {**self.numbers(), **read_shards(self.shards)}
 
     def damage(self) -> str | None:
         """What is wrong with the folder's files, or None when all are as the manifest says."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text())
-        except (OSError, ValueError) as error:
+            files = manifest["files"]
+        except (OSError, ValueError, KeyError) as error:
             return f"{MANIFEST} cannot be read ({error})"
-        for name, expected in manifest["files"].items():
+        for name, expected in files.items():
             file = self.path / name
             if not file.is_file() or file.stat().st_size != expected["bytes"]:
                 return f"{name} is missing or has another size than the manifest says"
@@ -52,27 +68,63 @@ class Checkpoint:
                 return f"{name} has other contents than the manifest says"
         return None
 
+    def bytes(self) -> int:
+        """What it takes on the disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
 
 def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None]) -> Checkpoint:
     """Have `write` fill a fresh folder, then give it its name; an existing one stays untouched."""
     path = folder / f"step-{step:08d}"
     if path.exists():
         return Checkpoint(path, step)
-    draft = folder / f".draft-{step:08d}-{os.getpid()}"
-    draft.mkdir(parents=True)
+    draft = begin(folder, step)
     try:
         write(draft)
-        files = {
-            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in sorted(draft.iterdir())
-        }
-        _write_synced(draft / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
-        draft.rename(path)
+        return finish(draft, step)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def begin(folder: Path, step: int) -> Path:
+    """A fresh folder to write into; OSError when the disk has no room for another checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = checkpoints(folder)
+    needed = int(1.1 * earlier[-1].bytes()) if earlier else 0
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(errno.ENOSPC, f"{needed >> 20} MiB are needed, {free >> 20} MiB are free")
+    draft = folder / f".draft-{step:08d}-{os.getpid()}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    return draft
+
+
+def finish(draft: Path, step: int) -> Checkpoint:
+    """Seal what was written with its manifest, and give it its name."""
+    files = {
+        str(file.relative_to(draft)): {"bytes": file.stat().st_size, "sha256": _synced(file)}
+        for file in sorted(draft.rglob("*"))
+        if file.is_file()
+    }
+    _write_synced(draft / MANIFEST, json.dumps({"step": step, "files": files}, indent=1))
+    path = draft.parent / f"step-{step:08d}"
+    draft.rename(path)
+    _sync_folder(path.parent)
     _point_last_at(path)
     return Checkpoint(path, step)
+
+
+def tidy(folder: Path, after: int | None = None) -> list[Path]:
+    """Remove what killed writes left, and set aside (in `abandoned/`) checkpoints behind step
+    `after`, which the training will come to anew. Call it only as the folder's one writer."""
+    for draft in folder.glob(".draft-*"):
+        shutil.rmtree(draft, ignore_errors=True)
+    moved = []
+    for checkpoint in checkpoints(folder) if after is not None else []:
+        if checkpoint.step > after:  # type: ignore[operator]
+            moved.append(_move(checkpoint, folder / "abandoned"))
+    return moved
 
 
 def checkpoints(folder: Path) -> list[Checkpoint]:
@@ -93,9 +145,7 @@ def newest_good(folder: Path) -> Iterator[Checkpoint | str]:
         if damage is None:
             yield checkpoint
             return
-        (folder / "corrupt").mkdir(exist_ok=True)
-        moved = folder / "corrupt" / f"{checkpoint.path.name}-{os.getpid()}"
-        checkpoint.path.rename(moved)
+        moved = _move(checkpoint, folder / "corrupt")
         yield f"checkpoint {checkpoint.path}: {damage}; moved to {moved}"
 
 
@@ -104,6 +154,13 @@ def prune(folder: Path, keep: int, keep_every: int | None) -> None:
     for checkpoint in checkpoints(folder)[: -keep or None]:
         if keep_every is None or checkpoint.step % keep_every:
             shutil.rmtree(checkpoint.path)
+
+
+def _move(checkpoint: Checkpoint, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    moved = folder / f"{checkpoint.path.name}-{os.getpid()}"
+    checkpoint.path.rename(moved)
+    return moved
 
 
 def _point_last_at(path: Path) -> None:
@@ -123,3 +180,17 @@ def _write_synced(path: Path, text: str) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synced(path: Path) -> str:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())  # or the name could reach the disk before the contents
+    return _sha256(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

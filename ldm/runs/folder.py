@@ -18,6 +18,11 @@ import yaml
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _SECRET = re.compile(r"(^|_)(token|secret|password|api_?key)$", re.IGNORECASE)
 
+_JOB = frozenset(
+    f"SLURM_{key}"
+    for key in ("JOB_ID", "JOB_NAME", "JOB_NODELIST", "NTASKS", "RESTART_COUNT", "ARRAY_TASK_ID")
+)
+
 # Keys that may differ when a run is continued: they do not change what is learned.
 HARMLESS = (
     "run_root",
@@ -25,9 +30,28 @@ HARMLESS = (
     "log_every",
     "checkpoint",
     "workers",
+    "accumulate",
+    "blocks",
+    "watchdog",
+    "trainer._target_",
+    "trainer.strategy",
     "trainer.devices",
     "trainer.accelerator",
     "trainer.num_nodes",
+)
+# Keys that change the training from the resumed step on, and are told of.
+APPLIED = (
+    "trainer.max_steps",
+    "trainer.val_check_interval",
+    "trainer.gradient_clip_val",
+    "module.optimizer.lr",
+    "module.lr_schedule",
+    "module.on_nonfinite",
+    "evaluation",
+    # Where the pictures lie; that they are the same ones is told by their hash.
+    "data.folder",
+    "data.train.shards",
+    "data.val.shards",
 )
 
 
@@ -93,12 +117,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def matters(key: str) -> bool:
     """Whether a difference in this key makes another experiment of a run."""
-    return not any(key == harmless or key.startswith(f"{harmless}.") for harmless in HARMLESS)
+    return not _under(key, HARMLESS + APPLIED)
 
 
-def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> None:
-    """Create the folder, or join it when it holds the same experiment, and record where the run
-    comes from. ValueError when it holds another experiment or cannot be written."""
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def make_folder(folder: RunFolder) -> None:
+    """ValueError when it cannot be written."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         (folder.path / ".writable").touch()
@@ -107,8 +134,18 @@ def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> N
         raise ValueError(
             f"run folder {folder.path} cannot be written ({error.strerror}); set run_root=DIR"
         ) from None
+
+
+def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> list[str]:
+    """Create the folder, or join it when it holds the same experiment, and record where the run
+    comes from. Returns the settings that differ and are applied from now on, a line each.
+    ValueError when it holds another experiment or cannot be written."""
+    make_folder(folder)
+    notices = []
     if folder.config_file.exists():
-        changed = {k: v for k, v in differences(folder.config(), config).items() if matters(k)}
+        different = differences(folder.config(), config)
+        notices = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if _under(k, APPLIED)]
+        changed = {k: v for k, v in different.items() if matters(k)}
         if changed:
             listed = ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:5])
             raise ValueError(
@@ -127,13 +164,14 @@ def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> N
         "host": platform.node(),
         "python": sys.version.split()[0],
         "packages": {name: version(name) for name in ("torch", "lightning", "hydra-core")},
-        "slurm": {key: value for key, value in os.environ.items() if key.startswith("SLURM_JOB")},
+        "slurm": {key: value for key, value in os.environ.items() if key in _JOB},
     }
     diff = record.pop("diff")
     with (folder.path / "provenance.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
     if diff:
         _replace(folder.path / "uncommitted.diff", diff)
+    return notices
 
 
 def _git() -> dict[str, Any]:

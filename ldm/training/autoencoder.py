@@ -16,11 +16,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ldm.frozen.codec import latent_statistics
-from ldm.metrics.reconstruction import PSNR, SSIM
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.autoencoder_losses import ReconstructionLoss
+from ldm.models.autoencoder_regularisers import Alignment, Equivariance
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.layers import at_least_float32
+from ldm.training.autoencoder_watched import Watched
 from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
@@ -31,7 +32,8 @@ __all__ = ["AutoencoderModule", "latent_statistics"]
 
 
 class AutoencoderModule(ClipsByNetwork):
-    """The first stage. A checkpoint's top names are `network`, `average` and `critic`.
+    """The first stage. A checkpoint's top names are `network`, `average`, and `critic` and
+    `alignment` where there are such.
 
     With `freeze_encoder` only the decoder is trained: latents, their statistics and their
     fingerprint stay what they are. `on_nonfinite` is `stop` or `skip`.
@@ -45,6 +47,8 @@ class AutoencoderModule(ClipsByNetwork):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler],
         critic: CriticLoss | None = None,
+        alignment: Alignment | None = None,
+        equivariance: Equivariance | None = None,
         ema_decay: float = 0.999,
         freeze_encoder: bool = False,
         on_nonfinite: str = "stop",
@@ -53,20 +57,25 @@ class AutoencoderModule(ClipsByNetwork):
         self.network = autoencoder
         self.average = twin(autoencoder)
         self.critic = critic
+        self.alignment = alignment
+        self.equivariance = equivariance
         self.loss = loss
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.ema_decay = ema_decay
         self.freeze_encoder = freeze_encoder
         self.nonfinite = NonFinitePolicy(on_nonfinite)
-        self.psnr, self.ssim = PSNR(), SSIM()
+        self.watched = Watched(autoencoder)
         if freeze_encoder:
             for part in autoencoder.encoding():
                 part.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
-        self.loss.to(self.trainer.strategy.root_device)  # self.device is not moved yet
+        device = self.trainer.strategy.root_device  # self.device is not moved yet
+        self.loss.to(device)
+        if self.alignment is not None:
+            self.alignment.features.to(device)
 
     def train(self, mode: bool = True) -> "AutoencoderModule":
         """As of any module, but the average stays in evaluation, and so does a frozen encoder."""
@@ -81,16 +90,24 @@ class AutoencoderModule(ClipsByNetwork):
         image, draws = batch["image"], draws_of(self, batch)
         posterior = self.network.encode(image)
         noise = draws.normal(posterior.mean.shape[1:], "posterior")
-        quantised = self.network.quantise(posterior.sample(noise))
+        latent, wanted = posterior.sample(noise), image
+        if self.equivariance is not None:
+            latent, wanted = self.equivariance(latent, image, draws)
+        quantised = self.network.quantise(latent)
         reconstruction = self.network.expand(quantised.latent)
-        terms = self.loss(reconstruction, image, posterior)
-        self.nonfinite.watch(batch["key"], terms.total)
-        loss = terms.total.mean()
+        terms = self.loss(reconstruction, wanted, posterior, encoded=image[0].numel())
         self._log_terms(terms)
+        each = terms.total
+        if self.alignment is not None:
+            aligned = self.alignment(posterior.mean, image)
+            self.log("train/alignment", aligned.mean())
+            each = each + aligned
+        self.nonfinite.watch(batch["key"], each)
+        loss = each.mean()
         if quantised.penalty is not None:
             loss = loss + quantised.penalty
             self.log("train/codebook", quantised.penalty)
-        loss = loss + self._adversarial(image, reconstruction, terms.reconstruction.mean())
+        loss = loss + self._adversarial(wanted, reconstruction, terms.reconstruction.mean())
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -107,16 +124,24 @@ class AutoencoderModule(ClipsByNetwork):
         follow(self.average, self.network, decay)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """The average's reconstructions against their pictures."""
+        """The average's reconstructions against their pictures, and its latents."""
         image = batch["image"]
         posterior = self.average.encode(image)
-        made = self.average.decode(posterior.mean)
+        quantised = self.average.quantise(posterior.mean)
+        made = self.average.expand(quantised.latent)
         terms = self.loss(made, image, posterior)
-        self.psnr.update(made, image)
-        self.ssim.update(made, image)
-        self.log("val/psnr", self.psnr, prog_bar=True)
-        self.log("val/ssim", self.ssim)
+        self.watched.update(image, made, posterior, quantised)
         self.log("val/loss", terms.total.mean(), sync_dist=True, batch_size=len(image))
+        if self.loss.perceptual is not None:
+            self.log(
+                "val/perceptual", terms.perceptual.mean(), sync_dist=True, batch_size=len(image)
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Numbers over the whole set and all ranks."""
+        for name, value in self.watched.compute().items():
+            self.log(f"val/{name}", value, prog_bar=name == "psnr")
+        self.watched.reset()
 
     def configure_optimizers(self) -> Any:
         """One optimizer over everything that is trained, its learning rate set once a step."""

@@ -3,8 +3,10 @@
 from typing import Any
 
 import lightning as L
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from ldm.training.sharding import FullySharded, whole
 
 
 class ClipsByNetwork(L.LightningModule):
@@ -12,7 +14,18 @@ class ClipsByNetwork(L.LightningModule):
 
     Lightning refuses to clip for a fused optimizer under mixed precision, because that unscales
     fp16 gradients inside its step. bf16 gradients are never scaled; fp16 is left to Lightning.
+    `gradient_norms` are those of the last step before clipping, by child, on the device.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_norms: dict[str, Tensor] = {}
+
+    def configure_model(self) -> None:
+        """Split the networks over the ranks, where the strategy says so."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullySharded):
+            strategy.shard(self)
 
     def configure_gradient_clipping(
         self,
@@ -24,7 +37,12 @@ class ClipsByNetwork(L.LightningModule):
         if self.trainer.precision == "16-mixed":
             arguments: Any = (optimizer, gradient_clip_val, gradient_clip_algorithm)
             super().configure_gradient_clipping(*arguments)
-        elif gradient_clip_val is not None:
-            for network in self.children():
-                trained = [p for p in network.parameters() if p.grad is not None]
-                nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+            return
+        for name, network in self.named_children():
+            trained = [p for p in network.parameters() if p.grad is not None]
+            if not trained:
+                continue
+            norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+            if gradient_clip_val is not None:
+                nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, norm)
+            self.gradient_norms[name] = whole(norm)

@@ -15,6 +15,7 @@ from ldm.frozen.codec import LatentCodec
 from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
+from ldm.training.nonfinite import NonFinitePolicy
 from ldm.types import Condition, Draws, Image
 
 VALIDATION_SEED = 1  # validation always sees the same times and noises, whatever the run's seed
@@ -40,6 +41,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         lr_schedule: Callable[[Optimizer], LRScheduler],
         condition_dropout: float = 0.1,
         ema_decay: float = 0.9999,
+        on_nonfinite: str = "skip",
     ) -> None:
         super().__init__()
         if not 0 <= condition_dropout < 1:
@@ -56,6 +58,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.lr_schedule = lr_schedule
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
+        self.nonfinite = NonFinitePolicy(on_nonfinite)
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -71,9 +74,15 @@ class LatentDiffusionModule(ClipsByNetwork):
         else:
             latent = self.codec.encode(batch["image"], draws)
         condition = self._with_dropout(self.captions(batch["caption"]), draws)
-        loss = self.objective(self.network, latent, condition, draws).mean()
+        losses = self.objective(self.network, latent, condition, draws)
+        self.nonfinite.watch(batch["key"], losses)
+        loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """A broken step reaches no weights."""
+        self.nonfinite.guard(self)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""

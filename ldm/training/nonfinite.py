@@ -6,6 +6,8 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from ldm.training.sharding import whole
+
 
 class NonFiniteError(RuntimeError):
     """Training met a loss or a gradient that is not finite; the weights are still good."""
@@ -37,7 +39,7 @@ class NonFinitePolicy:
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         if str(module.trainer.precision) == "16-mixed" or not gradients:
             return
-        if bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+        if bool(torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients)))):
             self.in_a_row = 0
             return
         self.skipped += 1

@@ -41,14 +41,10 @@ def test_lossless_files_keep_their_pixels(kind):
     np.testing.assert_array_equal(decoded(encoded(picture(5), kind)), picture(5))
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "HSV"])
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(mode):
-    kind = {"CMYK": "TIFF", "YCbCr": "JPEG", "HSV": "TIFF"}.get(mode, "PNG")
+    kind = {"CMYK": "TIFF", "YCbCr": "JPEG"}.get(mode, "PNG")
     image = Picture.fromarray(PHOTO).convert(mode)
-    if mode == "HSV":
-        pytest.importorskip("PIL.TiffImagePlugin")
-        kind = "PNG"
-        image = image.convert("RGB")
     raw = file_of(image, kind)
     wanted = np.asarray(Picture.open(io.BytesIO(raw)).convert("RGB"))
     np.testing.assert_array_equal(decoded(raw, (256, 256)), wanted)
@@ -131,19 +127,18 @@ def test_of_an_animation_the_first_frame_counts():
     np.testing.assert_array_equal(decoded(raw), picture(0))
 
 
-def test_a_large_jpeg_scaled_while_decoding_is_as_good():
-    """Against decoding it whole and shrinking it with Pillow."""
-    large = np.asarray(Picture.fromarray(photographs.astronaut()).resize((1024, 768)))
-    raw = encoded(large, "JPEG", quality=90)
-    wanted = Picture.open(io.BytesIO(raw)).resize(
-        (256, 256), Picture.Resampling.BICUBIC, (128, 0, 896, 768)
-    )
-    pixels, window = WHITE(raw, (256, 256), CENTRE)
-    assert peak_signal_noise_ratio(np.asarray(wanted), pixels) > 30
-    assert window.original == (768, 1024)
+@pytest.mark.parametrize("shrink", [2, 3, 4.4, 9])
+def test_a_large_jpeg_scaled_while_decoding_is_as_good(shrink):
+    """Against decoding it whole and shrinking it with Pillow; 33 dB are hard to see."""
+    size = round(512 / shrink)
+    raw = encoded(photographs.astronaut(), "JPEG", quality=90)
+    whole = Picture.open(io.BytesIO(raw)).resize((size, size), Picture.Resampling.BICUBIC)
+    pixels, window = WHITE(raw, (size, size), CENTRE)
+    assert peak_signal_noise_ratio(np.asarray(whole), pixels) > 33
+    assert window.original == (512, 512)
 
 
-@pytest.mark.parametrize(("where", "left"), [((0, 0), 0), ((0, 0.5), 8), ((0, 0.999), 16)])
+@pytest.mark.parametrize(("where", "left"), [((0.0, 0.0), 0), ((0.0, 0.5), 8), ((0.0, 0.999), 16)])
 def test_a_window_is_cut_where_it_is_asked_for(where, left):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 32, 3), np.uint8)
     got, window = WHITE(encoded(pixels), (16, 16), where)
@@ -211,7 +206,7 @@ def test_samples_are_chosen_by_scores_in_their_json(tmp_path):
     assert [data.set.key(data.set.place(n)) for n in range(len(data))] == ["000001"]
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"crop": "left"}, {"background": "clear sky"}])
+@pytest.mark.parametrize("options", [{"size": 0}, {"background": "clear sky"}])
 def test_settings_that_cannot_work_are_refused(shards, options):
     with pytest.raises(ValueError, match="set"):
         ShardData(shards, **({"size": 8} | options))

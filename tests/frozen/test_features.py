@@ -15,6 +15,10 @@ from ldm.metrics import CLIPScore, Features, TextAndImageFeatures, clip_scores, 
 CAPTIONS = ["a red apple", "grinning face", "", "an octopus, " * 40]
 
 
+def features_of(clip, name="tiny"):
+    return ClipFeatures(clip, name)
+
+
 def pictures(*size, count=4):
     """Smooth random pictures that were 8-bit, as if read from files."""
     generator = torch.Generator().manual_seed(0)
@@ -67,13 +71,13 @@ def test_clip_score_is_what_open_clips_own_pipeline_gives(clip, size):
         a = clip.model.encode_image(torch.stack([prepare(as_pil(image)) for image in images]))
         b = clip.model.encode_text(clip.tokenizer(CAPTIONS))
     theirs = 100 * torch.cosine_similarity(a, b).clamp(min=0)
-    ours = clip_scores(ClipFeatures(clip), images, CAPTIONS)
+    ours = clip_scores(features_of(clip), images, CAPTIONS)
     assert theirs.max() > 1
     torch.testing.assert_close(ours.float(), theirs, atol=0.05, rtol=0)
 
 
 def test_clip_features_are_a_metrics_features(clip):
-    features = ClipFeatures(clip, "tiny")
+    features = features_of(clip)
     assert isinstance(features, Features)
     assert isinstance(features, TextAndImageFeatures)
     assert features(pictures(32, 32)).shape == (4, features.width) == (4, 16)
@@ -84,18 +88,18 @@ def test_clip_features_are_a_metrics_features(clip):
         {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1, "head_width": 32},
         {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
     )
-    assert ClipFeatures(other, "tiny").name != features.name
+    assert features_of(other).name != features.name
 
 
 def test_a_picture_in_memory_has_the_features_of_its_png(clip):
-    features = ClipFeatures(clip)
+    features = features_of(clip)
     exact = pictures(32, 32) + 0.003 * torch.rand(4, 3, 32, 32)
     from_png = to_bytes(exact).float() / 127.5 - 1
     assert torch.equal(features(exact), features(from_png))
 
 
 def test_several_metrics_cost_one_pass(clip):
-    features = ClipFeatures(clip)
+    features = features_of(clip)
     calls = []
     features.model.visual.register_forward_hook(lambda *_: calls.append(1))
     images = pictures(32, 32)
@@ -112,7 +116,7 @@ def test_several_metrics_cost_one_pass(clip):
 
 
 def test_features_ignore_autocast(clip):
-    features = ClipFeatures(clip)
+    features = features_of(clip)
     plain = features(pictures(32, 32))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(features(pictures(32, 32)), plain)

@@ -37,14 +37,14 @@ def test_a_new_difference_is_nothing_and_training_moves_only_it(name: str) -> No
     before = copy.deepcopy(made.state_dict())
     paths = add_lora(made, ["*attention*qkv", "*.feed_forward.*"], rank=2)
     assert len(paths) >= 3
-    assert torch.equal(made(*inputs()), plain)
+    torch.testing.assert_close(made(*inputs()), plain, atol=1e-5, rtol=1e-5)
     trained = [n for n, p in made.named_parameters() if p.requires_grad]
     assert {n.rsplit(".", 1)[1] for n in trained} == {"down", "up"}
-    optimizer = torch.optim.SGD([p for p in made.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.Adam([p for p in made.parameters() if p.requires_grad], lr=0.3)
     for _ in range(2):
         made(*inputs()).square().mean().backward()
         optimizer.step()
-    assert not torch.allclose(made(*inputs()), plain)
+    assert (made(*inputs()) - plain).abs().max() > 1e-3
     after = {n.replace(".base.", "."): v for n, v in made.state_dict().items()}
     assert all(torch.equal(after[n], value) for n, value in before.items())
 

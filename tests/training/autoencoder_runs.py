@@ -14,8 +14,11 @@ class Pictures(L.LightningDataModule):
     """The same global batches for any number of ranks and any accumulation: global batch s holds
     pictures s*n .. s*n+n-1, dealt to turns first, then to ranks."""
 
-    def __init__(self, images: Tensor, global_batch: int, accumulate: int = 1, seed: int = 0):
+    def __init__(
+        self, images: Tensor, global_batch: int, accumulate: int = 1, seed: int = 0, done: int = 0
+    ):
         super().__init__()
+        self.done = done  # global batches that an earlier part of the training has seen
         self.images, self.global_batch = images, global_batch
         self.accumulate, self.seed = accumulate, seed
 
@@ -27,23 +30,39 @@ class Pictures(L.LightningDataModule):
         rank, world = (
             (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
-        return _Stream(self.images, self.global_batch // self.accumulate, rank, world)
+        turn = self.global_batch // self.accumulate
+        return _Stream(self.images, turn, rank, world, self.done * self.global_batch)
 
-    def val_dataloader(self) -> list[dict[str, Any]]:
-        return [batch_of(self.images[:8], 0)]
+    def val_dataloader(self) -> "_Once":
+        return _Once(self.images[:8])
 
 
 class _Stream:
-    def __init__(self, images: Tensor, turn: int, rank: int, world: int) -> None:
+    def __init__(self, images: Tensor, turn: int, rank: int, world: int, start: int) -> None:
         self.images, self.turn, self.rank, self.world = images, turn, rank, world
+        self.start = start
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         size = self.turn // self.world
-        position = self.rank * size
+        position = self.start + self.rank * size
         while True:
             where = [(position + i) % len(self.images) for i in range(size)]
             yield batch_of(self.images[where], position)
             position += self.turn
+
+
+class _Once:
+    """Two batches of unequal size."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield batch_of(self.images[:5], 0)
+        yield batch_of(self.images[5:], 5)
 
 
 def batch_of(images: Tensor, position: int) -> dict[str, Any]:
@@ -55,7 +74,7 @@ def trainer(steps: int, callbacks: Sequence[L.Callback] = (), **settings: Any) -
     return L.Trainer(
         max_steps=steps,
         accelerator="cpu",
-        devices=1,
+        devices=settings.pop("devices", 1),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -1,6 +1,10 @@
 """The training step against hand-written loops of two optimizers, and its promises about steps."""
 
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,7 +14,20 @@ import torch.nn.functional as F
 from autoencoder_runs import Pictures, pictures, trainer
 from torch import nn
 
-from ldm.models import L1, CriticLoss, Hinge, KLAutoencoder, PatchCritic, ReconstructionLoss
+from ldm.metrics.reconstruction import psnr, ssim
+from ldm.models import (
+    L1,
+    Alignment,
+    CriticLoss,
+    Equivariance,
+    FeatureDistance,
+    Hinge,
+    KLAutoencoder,
+    PatchCritic,
+    QuantisedAutoencoder,
+    ReconstructionLoss,
+    VectorQuantizer,
+)
 from ldm.training.autoencoder import AutoencoderModule, balance
 from ldm.training.nonfinite import NonFiniteError
 from ldm.training.optim import warmup_constant
@@ -160,30 +177,112 @@ def test_the_critic_does_not_move_before_its_start() -> None:
     assert not torch.equal(weights(module.critic), before)
 
 
-def test_checkpoint_names_and_resumed_training(tmp_path: Any) -> None:
+def test_interrupted_and_resumed_training_equals_uninterrupted(tmp_path: Any) -> None:
     images = pictures(8, 16)
-    whole = small_module(critic=small_critic(start=1, lecam=0.1))
-    trainer(4).fit(whole, Pictures(images, 4))
-    first, path = small_module(critic=small_critic(start=1, lecam=0.1)), tmp_path / "half.ckpt"
-    fit = trainer(2)
-    fit.fit(first, Pictures(images, 4))
-    fit.save_checkpoint(path)
-    assert {name.split(".")[0] for name in torch.load(path)["state_dict"]} == {
+
+    def module() -> AutoencoderModule:
+        return small_module(critic=small_critic(start=1, lecam=0.1))
+
+    class Keep(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(tmp_path / "half.ckpt")
+
+    whole, resumed = module(), module()
+    trainer(4, [Keep()]).fit(whole, Pictures(images, 4))
+    state = torch.load(tmp_path / "half.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in state} == {"network", "average", "critic"}
+    trainer(4).fit(resumed, Pictures(images, 4, done=2), ckpt_path=tmp_path / "half.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_two_ranks_equal_one_process(tmp_path: Any) -> None:
+    script = Path(__file__).parent / "autoencoder_ranks.py"
+    root = str(Path(__file__).parents[2])
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    for ranks in (1, 2):
+        subprocess.run(
+            [sys.executable, str(script), str(ranks), str(tmp_path / f"{ranks}.pt")],
+            check=True,
+            env=settings,
+            timeout=300,
+        )
+    one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(two[name].double(), value.double(), rtol=0, atol=1e-9), name
+
+
+class _Shades:
+    """Two frozen feature maps."""
+
+    def __call__(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return [images, F.avg_pool2d(images, 4)]
+
+    def to(self, device: torch.device) -> "_Shades":
+        return self
+
+
+def test_what_is_off_changes_no_bit_and_what_is_on_trains() -> None:
+    images = pictures(8, 16)
+
+    def trained(**settings: Any) -> AutoencoderModule:
+        torch.manual_seed(0)
+        module = small_module(**settings)
+        trainer(3).fit(module, Pictures(images, 4))
+        return module
+
+    plain = weights(trained().network)
+    never = Equivariance(probability=1e-12)
+    assert torch.equal(weights(trained(equivariance=never).network), plain)
+    assert not torch.equal(weights(trained(equivariance=Equivariance()).network), plain)
+    alignment = Alignment(_Shades(), latent_channels=2, width=3)
+    before = weights(alignment)
+    aligned = trained(alignment=alignment)
+    assert not torch.equal(weights(aligned.network), plain)
+    assert not torch.equal(weights(alignment), before)
+    assert {name.split(".")[0] for name in aligned.state_dict()} == {
         "network",
         "average",
-        "critic",
+        "alignment",
     }
 
 
+@pytest.mark.parametrize("coded", [False, True])
+def test_validation_tells_the_averages_quality(coded: bool) -> None:
+    module = small_module()
+    names = {"latent/active_channels", "latent/kl_0", "latent/kl_1"}
+    if coded:
+        torch.manual_seed(0)
+        network = QuantisedAutoencoder(
+            VectorQuantizer(16, 2), width=8, multipliers=(1, 2), blocks=1, groups=4
+        )
+        module = AutoencoderModule(
+            network,
+            ReconstructionLoss(L1(), perceptual=FeatureDistance(_Shades())),
+            optimizer=partial(torch.optim.Adam, lr=1e-3),
+            lr_schedule=warmup_constant,
+        )
+        names = {"codes/used", "codes/perplexity", "perceptual"}
+    fit = trainer(2, limit_val_batches=1.0, val_check_interval=2)
+    fit.fit(module, Pictures(pictures(8, 16), 4))
+    found = {name: float(value) for name, value in fit.callback_metrics.items() if "val/" in name}
+    common = {"psnr", "ssim", "loss", "latent/high_frequencies"}
+    assert found.keys() == {f"val/{name}" for name in names | common}
+    with torch.no_grad():
+        image = pictures(8, 16)
+        made = module.reconstruct(image)
+    assert found["val/psnr"] == pytest.approx(float(psnr(made, image).mean()), abs=1e-4)
+    assert found["val/ssim"] == pytest.approx(float(ssim(made, image).mean()), abs=1e-4)
+
+
 def test_clipping_treats_each_network_alone() -> None:
-    module = small_module(critic=small_critic(start=0))
-    for network in (module.network, module.critic):
-        for parameter in network.parameters():
-            parameter.grad = torch.ones_like(parameter)
-    module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), 1.0, "norm")
-    for network in (module.network, module.critic):
-        norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
-        assert norm == pytest.approx(1.0, abs=1e-4)
+    module = small_module(critic=small_critic(start=0), optimizer=partial(torch.optim.SGD, lr=1.0))
+    before = [weights(network) for network in (module.network, module.critic)]
+    trainer(1, gradient_clip_val=1e-3).fit(module, Pictures(pictures(4, 16), 4))
+    for network, old in zip((module.network, module.critic), before, strict=True):
+        assert float((weights(network) - old).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_decoder_only_training_leaves_latents_bit_for_bit() -> None:

@@ -1,7 +1,20 @@
 """What happens beside the training step."""
 
-from ldm.training.callbacks.checkpointing import Checkpointing
+from ldm.training.callbacks.blocks import Blocks
+from ldm.training.callbacks.checkpointing import Checkpointing, Stopped, WriteError
 from ldm.training.callbacks.pictures import Reconstructions, SampleQuality
 from ldm.training.callbacks.progress import StepProgress
+from ldm.training.callbacks.record import StepRecord
+from ldm.training.callbacks.watchdog import Watchdog
 
-__all__ = ["Checkpointing", "Reconstructions", "SampleQuality", "StepProgress"]
+__all__ = [
+    "Blocks",
+    "Checkpointing",
+    "Reconstructions",
+    "SampleQuality",
+    "StepProgress",
+    "StepRecord",
+    "Stopped",
+    "Watchdog",
+    "WriteError",
+]

@@ -1,0 +1,54 @@
+"""The numbers by which an autoencoder is judged in validation, exact over batches and ranks."""
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from ldm.metrics.latents import ChannelKL, CodebookUse, HighFrequencyShare
+from ldm.metrics.reconstruction import PSNR, SSIM
+from ldm.models.autoencoder import Autoencoder, Quantised
+from ldm.models.autoencoder_losses import gaussian_kl
+from ldm.types import Image, Posterior
+
+
+class Watched(nn.Module):
+    """Metrics of pictures and of latents; a module, so that they move with the training's device.
+    They keep nothing in checkpoints."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        channels = autoencoder.latent_channels
+        self.psnr, self.ssim = PSNR(), SSIM()
+        self.high_frequencies = HighFrequencyShare(channels)
+        self.kl = ChannelKL(channels)
+        self.codes = CodebookUse(autoencoder.entries) if autoencoder.entries else None
+
+    def update(self, image: Image, made: Image, posterior: Posterior, quantised: Quantised) -> None:
+        """Takes in a batch and its reconstruction."""
+        self.psnr.update(made, image)
+        self.ssim.update(made, image)
+        self.high_frequencies.update(posterior.mean)
+        if self.codes is None:
+            self.kl.update(gaussian_kl(posterior))
+        elif quantised.codes is not None:
+            self.codes.update(quantised.codes)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The numbers by name; every rank must call it."""
+        found = {
+            "psnr": self.psnr.compute(),
+            "ssim": self.ssim.compute(),
+            "latent/high_frequencies": self.high_frequencies.compute(),
+        }
+        if self.codes is not None:
+            return found | {f"codes/{name}": value for name, value in self.codes.compute().items()}
+        nats = self.kl.compute()
+        found["latent/active_channels"] = (nats > 0.01).sum().double()
+        for channel, value in enumerate(nats):
+            found[f"latent/kl_{channel}"] = value
+        return found
+
+    def reset(self) -> None:
+        """Forgets all batches."""
+        for metric in self.children():
+            if isinstance(metric, Metric):
+                metric.reset()

@@ -1,0 +1,72 @@
+"""FSDP2: weights, gradients, averages and optimizer states in parts, one a rank."""
+
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+
+class FullySharded(ModelParallelStrategy):
+    """Each block of each network is gathered when it is used, and its gradients are summed over
+    the ranks in float32.
+
+    A network's average is split exactly as the network is, so that it follows without
+    communication. With `hybrid`, ranks of a node share one copy and nodes hold copies, which keeps
+    the gathering off the slower network between nodes. `minutes` is how long a collective may take
+    before the job is given up.
+    """
+
+    def __init__(self, *, hybrid: bool = False, minutes: float = 10.0) -> None:
+        super().__init__(
+            data_parallel_size=1, tensor_parallel_size=1, timeout=timedelta(minutes=minutes)
+        )
+        self.hybrid = hybrid
+
+    def setup_environment(self) -> None:
+        """The ranks in Lightning's own terms: all of them see different data."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def shard(self, module: L.LightningModule) -> None:
+        """Split every child that has weights: its blocks one by one, then the rest of it."""
+        settings: dict[str, Any] = {"mesh": self._mesh(), "mp_policy": self._precision()}
+        for name, child in module.named_children():
+            if not any(True for _ in child.parameters()):
+                continue
+            if not blocks_of(child):
+                raise ValueError(
+                    f"trainer=fsdp splits networks by their blocks, and `{name}` has none; "
+                    "set trainer=ddp for this stage"
+                )
+            child.to(self.root_device)
+            for block in blocks_of(child):
+                fully_shard(block, **settings)
+            fully_shard(child, **settings)
+
+    def _mesh(self) -> DeviceMesh:
+        kind = self.root_device.type
+        if self.hybrid:
+            shape = (self.num_nodes, self.num_processes)
+            return init_device_mesh(kind, shape, mesh_dim_names=("copies", "parts"))
+        return init_device_mesh(kind, (self.world_size,), mesh_dim_names=("parts",))
+
+    def _precision(self) -> MixedPrecisionPolicy:
+        """Autocast chooses what is computed in bf16; sums over ranks stay exact."""
+        return MixedPrecisionPolicy(reduce_dtype=torch.float32)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The units of a network that names them (`ldm.types.Network`), else none."""
+    found = dict(network.named_children()).get("blocks")
+    return list(found) if isinstance(found, nn.ModuleList) else []
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that was summed over parts, as every rank's own."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

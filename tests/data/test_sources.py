@@ -1,0 +1,272 @@
+import argparse
+import csv
+import json
+import logging
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+
+import pytest
+from shard_files import encoded, picture, sample, write_folder, write_shards, write_tar
+
+from ldm.commands import shards as command
+from ldm.data import DataError, Keep, Reading, ShardData, validation_batches
+from ldm.data.cache import Cache
+from ldm.data.tables import entries_of
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        logging.getLogger("test").info(args)
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server over tmp_path/web; gives its address."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def captions_of(data):
+    return [
+        c
+        for b in validation_batches(data, batch=4, rank=0, world=1, workers=0)
+        for c in b["caption"]
+    ]
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_shards_on_another_machine(tmp_path, web, indexed):
+    local = ShardData(write_shards(tmp_path / "web", [3, 2]), 16)
+    if not indexed:
+        for path in (tmp_path / "web").glob("*.index"):
+            path.unlink()
+    reading = Reading(cache=str(tmp_path / "cache"), retries=0)
+    data = ShardData(web + "/train-{00000..00001}.tar", 16, reading=reading)
+    assert captions_of(data) == captions_of(local)
+    assert data.content_hash == local.content_hash
+    if indexed:  # only what is read is fetched
+        other = Reading(cache=str(tmp_path / "other"), retries=0)
+        assert len(ShardData(web + "/train-{00000..00001}.tar", 16, reading=other)) == 5
+        sizes = [path.stat().st_size for path in (tmp_path / "other/shards").iterdir()]
+        assert max(sizes) < 10_000
+
+
+def test_an_address_that_is_not_there_is_refused_before_training(tmp_path, web):
+    reading = Reading(cache=str(tmp_path / "cache"), retries=0)
+    with pytest.raises(ValueError, match=r"train-00000\.tar cannot be .*fetched after 1 tries"):
+        ShardData(web + "/train-00000.tar", 16, reading=reading)
+    assert not list((tmp_path / "cache/shards").glob("*.partial"))
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.bin").write_bytes(bytes(1000))
+    cache = Cache(Reading(cache=str(tmp_path / "cache"), cache_gigabytes=2.5e-6))
+    paths = []
+    for turn, number in enumerate([0, 1, 0, 2, 3]):
+        paths.append(cache.fetch(f"file://{tmp_path}/{number}.bin"))
+        os.utime(paths[-1], ns=(turn * 10**9, turn * 10**9))
+    assert [path.is_file() for path in paths] == [False, False, False, True, True]
+
+
+def test_what_is_open_stays_readable_when_it_leaves_the_cache(tmp_path):
+    write_shards(tmp_path, [3, 3, 3])
+    reading = Reading(cache=str(tmp_path / "cache"))
+    data = ShardData(f"file://{tmp_path}/train-{{00000..00002}}.tar", 16, reading=reading)
+    assert captions_of(data) == [f"number {n}" for n in range(9)]
+    for path in (tmp_path / "cache/shards").iterdir():
+        path.unlink()
+    for path in tmp_path.glob("*.tar"):
+        path.unlink()
+    assert captions_of(data) == [f"number {n}" for n in range(9)]
+
+
+def fetch(folder, address):
+    return str(Cache(Reading(cache=folder, retries=0)).fetch(address))
+
+
+def test_processes_share_one_fetch(tmp_path):
+    """The command counts how often it runs."""
+    command = f"pipe:echo run >> {tmp_path}/runs; sleep 0.3; echo contents"
+    with ProcessPoolExecutor(4, mp_context=get_context("fork")) as pool:
+        paths = list(pool.map(fetch, [str(tmp_path / "cache")] * 4, [command] * 4))
+    assert len(set(paths)) == 1
+    assert (tmp_path / "runs").read_text() == "run\n"
+
+
+def test_a_pipe_runs_only_when_it_is_allowed(tmp_path):
+    write_shards(tmp_path, [2])
+    address = f"pipe:cat {tmp_path}/train-00000.tar"
+    with pytest.raises(
+        ValueError, match=r"would run a shell command; set data\.reading\.pipe=true"
+    ):
+        ShardData(address, 16)
+    reading = Reading(cache=str(tmp_path / "cache"), pipe=True)
+    assert captions_of(ShardData(address, 16, reading=reading)) == ["number 0", "number 1"]
+
+
+def test_a_failing_fetch_is_tried_again(tmp_path):
+    """Fails once, then works."""
+    command = f"pipe:test -e {tmp_path}/flag || {{ touch {tmp_path}/flag; exit 1; }}; echo contents"
+    cache = Cache(Reading(cache=str(tmp_path / "cache"), retries=1))
+    assert cache.fetch(command).read_text() == "contents\n"
+    with pytest.raises(DataError, match=r"cannot be fetched after 2 tries.*non-zero exit status"):
+        cache.fetch("pipe:exit 3")
+
+
+def test_a_shard_named_twice_is_refused(tmp_path):
+    write_shards(tmp_path, [2])
+    with pytest.raises(ValueError, match="2 times; name every shard once"):
+        ShardData([str(tmp_path / "train-00000.tar"), str(tmp_path / "*.tar")], 16)
+
+
+def ldm(*words):
+    """Runs `ldm shards …`."""
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["shards", *map(str, words)])
+    return args.func(args)
+
+
+def test_the_command_line_from_folder_to_verified_shards(tmp_path, capsys):
+    source = write_folder(tmp_path / "in", [f"number {n}" for n in range(12)])
+    assert (
+        ldm("make", source, tmp_path / "out", "--size", 8, "--hold-out-every", 4, "--jobs", 1) == 0
+    )
+    assert ldm("info", tmp_path / "out", "--sheet", tmp_path / "sheet.png") == 0
+    said = capsys.readouterr().out
+    assert "9 samples in 1 shards" in said
+    assert "3 samples in 1 shards" in said
+    assert (tmp_path / "sheet.png").is_file()
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["command"] == (
+        "ldm shards make in out --size 8 --hold-out-every 4"
+    )
+    assert ldm("verify", tmp_path / "out", "--jobs", 1) == 0
+    assert "2 shards, 12 samples, 0 problems" in capsys.readouterr().out
+
+
+def test_verify_names_planted_faults(tmp_path, capsys):
+    members = [m for n in range(6) for m in sample(n, kind="BMP")]
+    members += [("bad.jpg", encoded(picture(9), "JPEG", quality=95)[:-200]), ("bad.txt", b"x")]
+    members += [("nothing.png", b""), ("latin.png", encoded(picture(8))), ("latin.txt", b"\xe9")]
+    path = write_tar(tmp_path / "a-00000.tar", members)
+    data = ShardData(str(path), 16, reading=Reading(tolerate=0.9))
+    raw = bytearray(path.read_bytes())
+    raw[data.set.indexes[0].record(4).offset + 100] ^= 4
+    path.write_bytes(raw)
+    cut = write_tar(tmp_path / "a-00001.tar", sample(7))
+    cut.write_bytes(cut.read_bytes()[:1024])
+    assert ldm("verify", tmp_path, "--jobs", 1) == 1
+    said = capsys.readouterr().out
+    for fault in (
+        "000004: other bytes than were indexed",
+        "bad: ValueError: Premature end",
+        "nothing: 0 bytes",
+        "latin: the caption is not UTF-8",
+        "a-00001.tar | cut at byte 1024",
+    ):
+        assert fault in said
+
+
+def test_shards_of_others_can_be_filtered_and_shrunk(tmp_path):
+    """The layout of img2dataset: .jpg, .txt and .json, keys of nine digits."""
+    members = []
+    for number, score in enumerate([1, 7, 9]):
+        key = f"{number:09d}"
+        record = {"caption": f"number {number}", "aesthetic": score, "url": "x"}
+        members += [
+            (f"{key}.jpg", encoded(picture(number, 32), "JPEG")),
+            (f"{key}.txt", f"number {number}".encode()),
+            (f"{key}.json", json.dumps(record).encode()),
+        ]
+    (tmp_path / "in").mkdir()
+    write_tar(tmp_path / "in/00000.tar", members)
+    assert (
+        ldm(
+            "make",
+            tmp_path / "in",
+            tmp_path / "out",
+            "--size",
+            8,
+            "--min-score",
+            "aesthetic=5",
+            "--hold-out-every",
+            0,
+            "--jobs",
+            1,
+        )
+        == 0
+    )
+    data = ShardData(str(tmp_path / "out/train-*.tar"), 8, keep=Keep(scores={"aesthetic": 8.0}))
+    assert list(data.captions()) == ["number 2"]
+    assert data.set.fields(data.set.place(0))["url"] == "x"
+    assert data.set.record(data.set.place(0)).width == 8
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_of_paths_and_captions(tmp_path, kind):
+    write_folder(tmp_path, [f"number {n}" for n in range(3)], metadata=False)
+    rows = [{"path": f"{n:04d}.png", "caption": f"number {n}"} for n in range(3)]
+    table = tmp_path / f"table.{kind}"
+
+    def write(rows):
+        if kind == "csv":
+            with table.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            pyarrow = pytest.importorskip("pyarrow")
+            from pyarrow import parquet
+
+            parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+
+    write(rows)
+    entries = entries_of(str(table), Keep(), 0.0)
+    assert [(entry.key, entry.caption) for entry in entries] == [
+        (f"{n:04d}", f"number {n}") for n in range(3)
+    ]
+    assert entries[2].read() == (tmp_path / "0002.png").read_bytes()
+    write([*rows, {"path": "no.png", "caption": "x"}])
+    with pytest.raises(FileNotFoundError, match=r"row 4: 'no\.png' does not exist"):
+        entries_of(str(table), Keep(), 0.0)
+    write([{"where": "0000.png", "caption": "x"}])
+    with pytest.raises(ValueError, match="call that of the pictures file_name"):
+        entries_of(str(table), Keep(), 0.0)
+
+
+def test_a_hugging_face_data_set_on_disk(tmp_path):
+    """The layout that `datasets.save_to_disk` writes: Arrow streams, pictures as structs."""
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [
+        {"image": {"bytes": encoded(picture(n)), "path": None}, "text": f"number {n}"}
+        for n in range(5)
+    ]
+    table = pyarrow.Table.from_pylist(rows)
+    for shard, part in enumerate([table.slice(0, 3), table.slice(3)]):
+        path = str(tmp_path / f"data-{shard:05d}-of-00002.arrow")
+        with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_stream(file, part.schema) as out:
+            out.write_table(part)
+    assert ldm("make", tmp_path, tmp_path / "out", "--hold-out-every", 0, "--jobs", 1) == 0
+    data = ShardData(str(tmp_path / "out/train-*.tar"), 16)
+    assert sorted(data.captions()) == [f"number {n}" for n in range(5)]
+
+
+def test_a_source_that_is_nothing_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"neither a folder nor a \.csv"):
+        ldm("make", tmp_path / "no", tmp_path / "out")
+    with pytest.raises(ValueError, match="--size is 0"):
+        ldm("make", tmp_path, tmp_path / "out", "--size", 0)
+    with pytest.raises(ValueError, match="--min-score 'x'"):
+        ldm("make", tmp_path, tmp_path / "out", "--min-score", "x")

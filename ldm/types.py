@@ -30,17 +30,20 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Condition:
-    """What the denoiser is told about each sample: token states, and optionally one vector."""
+    """What the denoiser is told about each sample: token states, and optionally one vector, and
+    channels that stand beside the noisy latent (a masked picture, a small one enlarged)."""
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]  # True where a token counts
     pooled: Float[Tensor, "b p"] | None = None
+    spatial: Float[Tensor, "b s h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def where(self, keep: Bool[Tensor, "b"], other: "Condition") -> "Condition":
-        """Rows of self where keep is true, rows of other elsewhere."""
+        """Rows of self where keep is true, rows of other elsewhere. `spatial` stays in every row:
+        a dropped caption leaves the picture that is to be filled in or enlarged."""
         pooled = None
         if self.pooled is not None and other.pooled is not None:
             pooled = torch.where(keep[:, None], self.pooled, other.pooled)
@@ -48,15 +51,25 @@ class Condition:
             torch.where(keep[:, None, None], self.tokens, other.tokens),
             torch.where(keep[:, None], self.mask, other.mask),
             pooled,
+            self.spatial,
         )
 
     def cat(self, other: "Condition") -> "Condition":
-        """Both batches, one behind the other."""
+        """Both batches, one behind the other. Where only one has `spatial`, it serves both: the
+        null condition of guidance is about the same picture."""
         pooled = None
         if self.pooled is not None and other.pooled is not None:
             pooled = torch.cat([self.pooled, other.pooled])
+        first = self.spatial if self.spatial is not None else other.spatial
+        second = other.spatial if other.spatial is not None else self.spatial
+        spatial = None
+        if first is not None and second is not None:
+            spatial = torch.cat([first, second])
         return Condition(
-            torch.cat([self.tokens, other.tokens]), torch.cat([self.mask, other.mask]), pooled
+            torch.cat([self.tokens, other.tokens]),
+            torch.cat([self.mask, other.mask]),
+            pooled,
+            spatial,
         )
 
 

@@ -10,6 +10,7 @@ from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vani
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.dc_ae import DeepCompressionAutoencoder
 from ldm.models.dit import DiT
+from ldm.models.embeddings import with_sizes
 from ldm.models.lpips import LPIPS
 from ldm.models.mmdit import MMDiT
 from ldm.models.perceptual import FeatureDistance, FeatureMaps, PerceptualDistance
@@ -46,4 +47,5 @@ __all__ = [
     "VectorQuantizer",
     "checkpoint_blocks",
     "compile_blocks",
+    "with_sizes",
 ]

@@ -6,7 +6,13 @@ from torch.nn.functional import pad
 
 from ldm.models.attention import check_heads
 from ldm.models.dit_blocks import DiTBlock, PatchEmbedding, PatchOutput
-from ldm.models.embeddings import TimeEmbedding, VectorEmbedding, rotary_angles, sincos_positions
+from ldm.models.embeddings import (
+    TimeEmbedding,
+    VectorEmbedding,
+    beside,
+    rotary_angles,
+    sincos_positions,
+)
 from ldm.types import Condition, Latent, Time
 
 
@@ -122,7 +128,7 @@ class DiT(nn.Module):
     def forward(self, x_t: Latent, t: Time, condition: Condition) -> Tensor:
         """Rows and columns must be multiples of `patch`."""
         rows, columns = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
-        x = self.enter(x_t)
+        x = self.enter(beside(x_t, condition, self.in_channels))
         x = x + sincos_positions(rows, columns, self.width, device=x.device).to(x.dtype)
         angles = None
         if self.rope:

@@ -1,10 +1,13 @@
 """Numbers as vectors: times, positions, and the small networks that take them in."""
 
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ldm.types import Condition, Latent
 
 
 def fourier_features(
@@ -127,3 +130,32 @@ def rotate(
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
     return turned.flatten(-2)
+
+
+def with_sizes(condition: Condition, sizes: Float[Tensor, "b k"]) -> Condition:
+    """The condition that is told of k numbers a sample too: SDXL's micro-conditioning (arXiv
+    2307.01952, 2.2), where they are the original height and width, the top and left of the crop,
+    and the target height and width, in pixels.
+
+    256 Fourier features of each stand behind the pooled vector, which a network takes in with
+    `pooled_width` 256 k larger. Give the null condition of guidance the same sizes.
+    """
+    features = fourier_features(sizes, 256).flatten(1)
+    parts = [features] if condition.pooled is None else [condition.pooled, features]
+    pooled = torch.cat([part.to(condition.tokens.dtype) for part in parts], dim=1)
+    return replace(condition, pooled=pooled)
+
+
+def beside(x_t: Latent, condition: Condition, channels: int) -> Latent:
+    """The noisy latent with the condition's channels behind its own, `channels` in all.
+
+    ValueError where network and condition disagree about how many there are.
+    """
+    x = x_t if condition.spatial is None else torch.cat([x_t, condition.spatial.to(x_t)], dim=1)
+    if x.shape[1] != channels:
+        told = 0 if condition.spatial is None else condition.spatial.shape[1]
+        raise ValueError(
+            f"latents of {x_t.shape[1]} channels and {told} of spatial condition do not make the "
+            f"{channels} that the network takes: set backbone.in_channels={x.shape[1]}"
+        )
+    return x

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ldm.models.attention import check_heads
 from ldm.models.dit_blocks import PatchEmbedding, PatchOutput
-from ldm.models.embeddings import TimeEmbedding, VectorEmbedding, sincos_positions
+from ldm.models.embeddings import TimeEmbedding, VectorEmbedding, beside, sincos_positions
 from ldm.models.mmdit_blocks import JointBlock
 from ldm.types import Condition, Latent, Time
 
@@ -99,7 +99,7 @@ class MMDiT(nn.Module):
     def forward(self, x_t: Latent, t: Time, condition: Condition) -> Tensor:
         """Rows and columns must be multiples of `patch`."""
         rows, columns = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
-        x = self.enter(x_t)
+        x = self.enter(beside(x_t, condition, self.in_channels))
         x = x + self.positions(rows, columns, x.device).to(x.dtype)
         embedding = self.embed(t, condition)
         tokens = self.text(condition.tokens.to(self.text.weight.dtype))

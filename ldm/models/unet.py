@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.models.attention import zero
-from ldm.models.embeddings import TimeEmbedding, VectorEmbedding
+from ldm.models.embeddings import TimeEmbedding, VectorEmbedding, beside
 from ldm.models.unet_blocks import (
     Downsample,
     ResidualBlock,
@@ -147,7 +147,9 @@ class UNet(nn.Module):
         embedding = self.embed(t, condition)
         tokens = condition.tokens.to(embedding.dtype)
         mask = None if self.attend_padding else condition.mask
-        x = self.enter(x_t.contiguous(memory_format=torch.channels_last))
+        x = self.enter(
+            beside(x_t, condition, self.in_channels).to(memory_format=torch.channels_last)
+        )
         ups = len(self.channels) * (self.residual_blocks + 1)
         downs = len(self.blocks) - ups - 2
         kept = [x]

@@ -1,6 +1,7 @@
 """What must hold for every backbone, whatever is in its blocks."""
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import ldm.models
-from ldm.models import AlignedNetwork, DiT, MMDiT, UNet, checkpoint_blocks
+from ldm.models import AlignedNetwork, DiT, MMDiT, UNet, checkpoint_blocks, with_sizes
 from ldm.types import Condition
 
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
@@ -183,3 +184,35 @@ def test_blocks_compile_without_graph_breaks() -> None:
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_channels_beside_the_latent_are_seen_and_counted() -> None:
+    x, t, condition = inputs()
+    extra = torch.randn(2, 3, 8, 4)
+    made = DiT(7, out_channels=4, width=16, depth=1, heads=2, text_width=12)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    told = dataclasses.replace(condition, spatial=extra)
+    moved = dataclasses.replace(condition, spatial=extra + 1)
+    assert made(x, t, told).shape == x.shape
+    assert not torch.allclose(made(x, t, told), made(x, t, moved))
+    with pytest.raises(ValueError, match=r"set backbone\.in_channels=4"):
+        made(x, t, condition)
+
+
+def test_guidance_and_dropout_leave_the_spatial_condition() -> None:
+    _, _, condition = inputs()
+    told = dataclasses.replace(condition, spatial=torch.randn(2, 3, 8, 4))
+    assert torch.equal(told.where(torch.tensor([True, False]), condition).spatial, told.spatial)
+    both = told.cat(condition).spatial
+    assert torch.equal(both, torch.cat([told.spatial, told.spatial]))
+
+
+def test_sizes_stand_behind_the_pooled_text_as_diffusers_puts_them() -> None:
+    from diffusers.models.embeddings import Timesteps
+
+    _, _, condition = inputs()
+    sizes = torch.tensor([[512.0, 768, 0, 16, 1024, 1024], [64, 64, 1, 2, 64, 64]])
+    theirs = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)(sizes.flatten())
+    expected = torch.cat([condition.pooled, theirs.reshape(2, -1)], dim=1)
+    assert torch.equal(with_sizes(condition, sizes).pooled, expected)

@@ -1,0 +1,239 @@
+"""Text encoders of transformers: CLIP's, T5's, and the hidden states of any other model."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5EncoderModel,
+    UMT5EncoderModel,
+)
+
+from ldm.assets import resolve
+from ldm.frozen.captions import CaptionEncoder, RowMemory
+from ldm.types import Condition
+
+# A model class for the kinds whose AutoModel would be more than the text encoder.
+_KINDS: dict[str, Any] = {
+    "clip": CLIPTextModel,
+    "clip_text_model": CLIPTextModel,
+    "t5": T5EncoderModel,
+    "umt5": UMT5EncoderModel,
+}
+POOLINGS = ("none", "output", "mean")
+
+
+class TransformersCaptions:
+    """Token states of a text model of transformers, from a local folder (or a name on the hub that
+    is cached already, or can be fetched).
+
+    layer: whose states are told; -1 is the last after its final norm, -2 the one before, without.
+    length: captions are padded, and cut with a warning, to so many tokens.
+    pooled: "output" is the model's own pooled output (CLIP's is projected where the folder's
+        architecture is CLIPTextModelWithProjection), "mean" the mean of the states that count.
+    masked: only tokens that the tokenizer wrote count; Stable Diffusion counts padding too.
+    subfolders: where model and tokenizer stand in a pipeline's folder, such as ["text_encoder",
+        "tokenizer"].
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        length: int,
+        layer: int = -1,
+        pooled: str = "none",
+        masked: bool = True,
+        subfolders: Sequence[str] = ("", ""),
+        cache_bytes: int = 2**28,
+    ) -> None:
+        if pooled not in POOLINGS:
+            raise ValueError(f"pooled={pooled!r} is not known: set one of {list(POOLINGS)}")
+        self.tokenizer, self.model = _load(resolve(source), subfolders)
+        if self.tokenizer.pad_token is None:  # decoders are trained without padding
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        if not masked and self.tokenizer.padding_side == "left":
+            raise ValueError(
+                "masked=false would tell of padding before the caption: set masked=true"
+            )
+        self.length = length
+        self.layer = layer
+        self.pooling = pooled
+        self.masked = masked
+        self.device = torch.device("cpu")
+        self.memory = RowMemory(cache_bytes)
+        self.cut_was_told = False
+        null = self._encode([""])
+        self.width = null.tokens.shape[2]
+        self.pooled_width = 0 if null.pooled is None else null.pooled.shape[1]
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights; later conditions come from there."""
+        self.device = device
+        self.model.to(device)
+        self.memory.clear()
+
+    def __call__(self, captions: list[str]) -> Condition:
+        """`[b length d]`."""
+        return self.memory(captions, self._encode)
+
+    @torch.no_grad()
+    def _encode(self, captions: list[str]) -> Condition:
+        self._warn_of_cuts(captions)
+        written = self.tokenizer(
+            captions,
+            padding="max_length",
+            max_length=self.length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        ids = written["input_ids"].to(self.device)
+        mask = written["attention_mask"].to(self.device)
+        # CLIP looks back only, so that padding behind a caption needs no mask in it.
+        seen = mask if self.masked else None
+        with torch.autocast(self.device.type, enabled=False):
+            said = self.model(ids, attention_mask=seen, output_hidden_states=True)
+        tokens = said.last_hidden_state if self.layer == -1 else said.hidden_states[self.layer]
+        counts = mask.bool() if self.masked else torch.ones_like(mask, dtype=torch.bool)
+        return Condition(tokens.float(), counts, self._pooled(said, tokens, mask))
+
+    def _pooled(self, said: Any, tokens: Tensor, mask: Tensor) -> Tensor | None:
+        if self.pooling == "none":
+            return None
+        if self.pooling == "mean":
+            weight = mask[..., None].to(tokens.dtype)
+            mean = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+            return mean.float()
+        pooled: Tensor | None = said.get("text_embeds", said.get("pooler_output"))
+        if pooled is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no pooled output: set pooled=mean or pooled=none"
+            )
+        return pooled.float()
+
+    def _warn_of_cuts(self, captions: list[str]) -> None:
+        if self.cut_was_told:
+            return
+        for caption, ids in zip(captions, self.tokenizer(captions)["input_ids"], strict=True):
+            if len(ids) > self.length:
+                self.cut_was_told = True
+                warnings.warn(
+                    f"a caption of {len(ids)} tokens is cut to the text encoder's {self.length}, "
+                    f"and so will others be, without a further word: {caption[:60]!r}...",
+                    stacklevel=2,
+                )
+                return
+
+
+def _load(source: str, subfolders: Sequence[str]) -> tuple[Any, Any]:
+    model_part, tokenizer_part = subfolders
+    try:
+        config = AutoConfig.from_pretrained(source, subfolder=model_part)
+        tokenizer = AutoTokenizer.from_pretrained(source, subfolder=tokenizer_part)
+        kind: Any = _KINDS.get(config.model_type, AutoModel)
+        if "CLIPTextModelWithProjection" in (config.architectures or ()):
+            kind = CLIPTextModelWithProjection
+        model = kind.from_pretrained(source, subfolder=model_part, dtype=torch.float32)
+    except OSError as error:
+        where = Path(source) / model_part
+        raise FileNotFoundError(
+            f"text encoder {source!r} is neither a folder that transformers saved nor can it be "
+            f"fetched; put config.json, model.safetensors and the tokenizer's files into {where} "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return tokenizer, model.eval().requires_grad_(False)
+
+
+class JoinedCaptions:
+    """Several text encoders as one.
+
+    join: "widths" puts token states side by side (SDXL; equal lengths), "tokens" one behind the
+        other, each padded with zeros to the widest (SD3 puts its T5 behind its CLIPs so). Pooled
+        vectors stand side by side.
+    """
+
+    def __init__(self, encoders: Sequence[CaptionEncoder], *, join: str) -> None:
+        if join not in ("widths", "tokens"):
+            raise ValueError(f"join={join!r} is not known: set 'widths' or 'tokens'")
+        self.encoders = list(encoders)
+        self.join = join
+        widths = [encoder.width for encoder in self.encoders]
+        self.width = sum(widths) if join == "widths" else max(widths)
+        self.pooled_width = sum(encoder.pooled_width for encoder in self.encoders)
+
+    def to(self, device: torch.device) -> None:
+        """Move every encoder."""
+        for encoder in self.encoders:
+            encoder.to(device)
+
+    def __call__(self, captions: list[str]) -> Condition:
+        """Every encoder reads every caption."""
+        told = [encoder(captions) for encoder in self.encoders]
+        vectors = [condition.pooled for condition in told if condition.pooled is not None]
+        pooled = torch.cat(vectors, dim=1) if vectors else None
+        if self.join == "tokens":
+            padded = [
+                torch.nn.functional.pad(c.tokens, (0, self.width - c.tokens.shape[2])) for c in told
+            ]
+            return Condition(
+                torch.cat(padded, dim=1), torch.cat([c.mask for c in told], dim=1), pooled
+            )
+        if len({c.tokens.shape[1] for c in told}) > 1:
+            raise ValueError(
+                f"token states of lengths {[c.tokens.shape[1] for c in told]} do not stand side by "
+                "side: give the encoders one length, or set join=tokens"
+            )
+        mask = torch.stack([c.mask for c in told]).any(dim=0)
+        return Condition(torch.cat([c.tokens for c in told], dim=2), mask, pooled)
+
+
+class ClassLabels:
+    """Classes by name or number as a one-hot pooled vector, for networks that know `classes`.
+
+    The last place, number `len(names)`, is "no class", which the empty caption means. There are no
+    tokens.
+    """
+
+    width = 0
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = {name: number for number, name in enumerate(names)}
+        if len(self.names) != len(names):
+            raise ValueError(f"{len(names)} class names, of which {len(self.names)} are different")
+        self.pooled_width = len(names) + 1
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Later conditions come from there."""
+        self.device = device
+
+    def __call__(self, captions: list[str]) -> Condition:
+        """`pooled` is `[b classes+1]`. ValueError names a caption that is no class."""
+        numbers = torch.tensor([self._number(caption) for caption in captions], device=self.device)
+        pooled = torch.nn.functional.one_hot(numbers, self.pooled_width).float()
+        rows = len(captions)
+        return Condition(
+            torch.zeros(rows, 0, 0, device=self.device),
+            torch.zeros(rows, 0, dtype=torch.bool, device=self.device),
+            pooled,
+        )
+
+    def _number(self, caption: str) -> int:
+        if caption == "":
+            return len(self.names)
+        if caption in self.names:
+            return self.names[caption]
+        if caption.isdigit() and int(caption) < len(self.names):
+            return int(caption)
+        raise ValueError(
+            f"{caption!r} is no class: captions must be one of the {len(self.names)} names, a "
+            "number below that, or empty"
+        )

@@ -1,12 +1,21 @@
 """The whole line in miniature, by the commands that a person types: pictures, shards, both
 stages, samples, and what they leave behind."""
 
+import argparse
+import contextlib
+import io
 import json
+import os
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
@@ -15,18 +24,42 @@ TINY = "global_batch=8 log_every=1 checkpoint.every=2 trainer=cpu precision=32-t
 SHORT = "trainer.max_steps=4 evaluation.every=2 module.lr_schedule.warmup=1"
 
 
-def call(*command, cwd):
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+class Done(NamedTuple):
+    """What a command left on the terminal."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(file, *arguments, cwd):
+    """Run a command as its own process would, but in this one, which has everything imported."""
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    code = 0
+    os.chdir(cwd)
+    GlobalHydra.instance().clear()
+    try:
+        with (
+            mock.patch.object(sys, "argv", [str(file), *arguments]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # what libraries say of each other is not our test
+            runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        os.chdir(before)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def train(arguments, cwd):
-    return call(str(ROOT / "train.py"), *arguments.split(), *TINY.split(), cwd=cwd)
+    return call(ROOT / "train.py", *arguments.split(), *TINY.split(), cwd=cwd)
 
 
 def ldm(*arguments, cwd):
-    return call("-m", "ldm.commands", *arguments, cwd=cwd)
+    return call(ROOT / "ldm/commands/__main__.py", *arguments, cwd=cwd)
 
 
 def refused(done, *words):
@@ -135,7 +168,7 @@ def test_a_prompt_and_a_seed_are_a_picture_in_any_batch(place):
     assert both.returncode == 0, both.stderr
     alone = ldm(
         *("sample", "runs/second", "blue ball", "--seed", "4", "--out", "b"),
-        *("--batch-size", "1", "--steps", "2", "--sampler", "heun"),
+        *("--batch-size", "1", "--steps", "2", "--sampler", "dpmpp_2m"),
         cwd=place,
     )
     assert alone.returncode == 0, alone.stderr
@@ -194,15 +227,58 @@ def test_a_first_stage_with_other_weights_than_it_measured_is_refused(place):
     ("arguments", "words"),
     [
         ("experiment=emoji/autoencoder trainer.max_step=3", ["trainer.max_step", "max_steps"]),
-        ("experiment=emoji/autoencodr", ["experiment", "emoji/autoencoder"]),
-        ("experiment=emoji/diffusion backbone=unet_emojy", ["backbone", "unet_emoji"]),
-        ("experiment=emoji/autoencoder name=../x", ["name", "letters"]),
-        ("experiment=emoji/autoencoder +autoencoder.widht=3", ["autoencoder.widht", "width"]),
+        ("experiment=emoji/autoencodr", ["experiment", "'autoencoder'"]),
         ("experiment=emoji/autoencoder data=shards data.folder=nowhere", ["nowhere"]),
-        ("experiment=emoji/autoencoder image_size=60", ["image_size", "8"]),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path, arguments, words):
     done = train(arguments, tmp_path)
     refused(done, *words)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_configuration_is_printed_without_heavy_imports(tmp_path):
+    """`--cfg job` must answer at once, so nothing heavy may be imported for it."""
+    script = (
+        "import runpy, sys; sys.argv = [sys.argv[1], 'experiment=emoji/diffusion', '--cfg', 'job']\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    watch = "import atexit, sys\natexit.register(lambda: print('torch' in sys.modules))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", watch + script, str(ROOT / "train.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "stage_name: diffusion" in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_quickstart_in_short(tmp_path, monkeypatch):
+    """The commands that `ldm quickstart` runs, with a few steps and small networks."""
+    from ldm.commands import quickstart
+
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def run(command, check):
+        words = command[1:]
+        if words[:2] == ["-m", "ldm.commands"]:
+            words = [str(ROOT / "ldm/commands/__main__.py"), *words[2:]]
+        done = call(*words, cwd=tmp_path)
+        ran.append(words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    monkeypatch.setattr(quickstart.subprocess, "run", run)
+    parser = argparse.ArgumentParser()
+    quickstart.add_parser(parser.add_subparsers())
+    short = "quickstart --autoencoder-steps 2 --diffusion-steps 2 --prompts 2 image_size=32"
+    tiny = "trainer=cpu precision=32-true module.lr_schedule.warmup=1 global_batch=8"
+    arguments = parser.parse_args([*short.split(), *tiny.split()])
+    assert arguments.func(arguments) == 0
+    assert len(ran) == 4
+    with Image.open(tmp_path / "runs/quickstart-samples/grid.png") as grid:
+        assert grid.size == (2 * 32 + 2, 32)

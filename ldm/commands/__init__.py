@@ -9,11 +9,20 @@ VERBS = (
     "quickstart",
     "shards",
     "encode",
+    "check",
     "sample",
     "reconstruct",
+    "importing",
+    "export",
     "stats",
     "evaluate",
     "evidence",
+    "runs",
+    "config",
+    "report",
+    "doctor",
+    "consolidate",
+    "plan",
 )
 
 

@@ -9,27 +9,48 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from ldm.commands.arguments import class_misfit, hints_of, misfit, out_of_range, told
 from ldm.commands.errors import nearest
 
 ALLOWED = ("ldm.", "torch.optim.", "torch.nn.", "lightning.", "torchmetrics.")
 _RESERVED = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+UNKNOWN = object()  # stands for a value that only the first stage or the text encoder will tell
 
 
 def build(config: Any, key: str, **objects: Any) -> Any:
     """The object that the node describes; `objects` are arguments that no YAML can hold.
 
-    ValueError names the key when the target is not allowed, does not exist, or does not take
-    what it is given.
+    ValueError names the key when the target is not allowed, does not exist, does not take
+    what it is given, or refuses it.
     """
-    node = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
+    node: Any = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
     check(node, key, tuple(objects))
-    if not objects:
-        return instantiate(node, _convert_="all")
-    # Not as arguments of instantiate, which would turn dataclasses among them into dictionaries.
-    return instantiate({**node, "_partial_": True}, _convert_="all")(**objects)
+    try:
+        if not objects:
+            return instantiate(node, _convert_="all")
+        # Not as arguments of instantiate, which would turn dataclasses among them into
+        # dictionaries.
+        made = instantiate({**node, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        raise refusal(error, key) from error
+    return made(**objects)
+
+
+def refusal(error: InstantiationException, key: str) -> Exception:
+    """What a constructor said, after the key of its node."""
+    cause = error.__cause__
+    if cause is None:
+        return ValueError(f"{key}: {' '.join(str(error).split())}")
+    inner = getattr(error, "full_key", None)
+    where = f"{key}.{inner}" if isinstance(inner, str) and inner else key
+    text = str(cause) or type(cause).__name__
+    told_already = text.startswith(key) or f"{key}." in text or f"{key}=" in text
+    message = text if told_already else f"{where}: {text}"
+    return FileNotFoundError(message) if isinstance(cause, OSError) else ValueError(message)
 
 
 def check(node: Any, key: str, given: Sequence[str] = ()) -> None:
@@ -45,15 +66,18 @@ def check(node: Any, key: str, given: Sequence[str] = ()) -> None:
 
 
 def _check_call(node: Mapping[str, Any], key: str, given: Sequence[str]) -> None:
-    function = _target(node["_target_"], key)
+    function = target_of(node["_target_"], key)
     arguments = {name for name in node if name not in _RESERVED}
     parameters = inspect.signature(function).parameters
+    hints = hints_of(function)
+    for name in sorted(arguments & set(parameters)):
+        _check_argument(node[name], hints.get(name, Any), name, f"{key}.{name}")
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for name in sorted(arguments - set(parameters)):
         raise ValueError(
             f"{key}.{name}: {node['_target_']} takes no such argument"
-            f"{nearest(name, list(parameters))}"
+            f"{nearest(name, list(parameters))}; take it out or rename it"
         )
     if node.get("_partial_") or "_args_" in node:
         return
@@ -67,16 +91,60 @@ def _check_call(node: Mapping[str, Any], key: str, given: Sequence[str]) -> None
             raise ValueError(f"{key}.{name}: {node['_target_']} needs it; set {key}.{name}=VALUE")
 
 
-def _target(path: Any, key: str) -> Callable[..., Any]:
+def _check_argument(value: Any, hint: Any, name: str, key: str) -> None:
+    if value is UNKNOWN:
+        return
+    if isinstance(value, Mapping) and "_target_" in value:
+        if value.get("_partial_"):
+            return
+        if wrong := class_misfit(target_of(value["_target_"], key), hint):
+            raise ValueError(f"{key}: {wrong}; name another {key}._target_")
+        return
+    if wrong := misfit(value, hint):
+        raise ValueError(f"{key}={shown(value)}: {wrong}; set {key} to {told(hint)}")
+    if wrong := out_of_range(name, value):
+        raise ValueError(f"{key}={shown(value)}: {wrong}; set another {key}")
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it, shortened."""
+    text = {None: "null", True: "true", False: "false"}.get(value) if _is_scalar(value) else None
+    text = text or str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def target_of(path: Any, key: str) -> Callable[..., Any]:
+    """What `_target_` names; ValueError where it may not be called or does not exist."""
     if not isinstance(path, str) or not path.startswith(ALLOWED):
         raise ValueError(
-            f"{key}._target_={path}: only names that begin with {', '.join(ALLOWED)} are called"
+            f"{key}._target_={path}: only names that begin with {', '.join(ALLOWED)} are called; "
+            "name one of those"
         )
     try:
         found: Callable[..., Any] = get_object(path)
     except Exception as error:
-        raise ValueError(f"{key}._target_={path}: cannot be imported ({error})") from None
+        raise ValueError(
+            f"{key}._target_={path}: cannot be imported ({_first_line(error)}){_siblings(path)}"
+        ) from None
+    if not callable(found):
+        raise ValueError(f"{key}._target_={path}: is no class or function; name one")
     return found
+
+
+def _siblings(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    try:
+        return nearest(name, list(vars(get_object(module)))) or "; check its spelling"
+    except Exception:  # the module is what is misspelt
+        return "; check its spelling"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
 
 
 def _is_node(config: Any) -> bool:

@@ -97,6 +97,7 @@ def steps_cost_and_pay(subject: Subject, steps: list[int]) -> Claim:
     batches = validation_batches(subject.data, batch=64, rank=0, world=1, workers=0)
     images = (normalise(batch["image"].to(subject.device)) for batch in batches)
     reference = reference_statistics(subject.features, images, keep=0)
+    subject.draw(subject.captions, steps[0])  # first calls are slow, and are not timed
     rows, shown = [], []
     for number in steps:
         began = time.perf_counter()
@@ -196,8 +197,9 @@ def _draw_attention(subject: Subject) -> bool:
         picture = subject.draw([prompt])[0]
     if watch.total is None:
         return False
-    lengths = [len(pairs.encode(word)) for word in prompt.split()]
+    lengths = [len(pairs.encode(word)) for word in prompt.lower().split()]
     places = measures.word_places(prompt, lengths)
+    places = [(word, at) for word, at in places if at.stop < watch.total.shape[1]]
     figure = Figure(figsize=(1.7 * (len(places) + 1), 2), layout="constrained")
     axes = figure.subplots(1, len(places) + 1)
     shown = ((picture.float().cpu() + 1) / 2).clamp(0, 1).permute(1, 2, 0)

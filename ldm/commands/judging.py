@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ldm.commands.building import build
 from ldm.commands.choices import choice
 from ldm.commands.reconstruct import read_picture
 from ldm.data import ShardData, normalise, validation_batches
-from ldm.generate import TextToImage, save_png, to_picture
+from ldm.generate import save_png, to_picture
 from ldm.metrics import Reference, SampleMetric, load_reference, reference_statistics
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -154,7 +154,7 @@ def join_ranks() -> Ranks:
 
 
 def draw_missing(
-    generate: TextToImage,
+    generate: Callable[[Sequence[str], Sequence[int]], Tensor],
     prompts: Sequence[str],
     folder: Path,
     settings: Mapping[str, Any],

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.data import LatentData, ShardData, normalise, validation_batches
+from ldm.data.batches import Data
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
@@ -34,14 +35,6 @@ from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
 
 LATENTS = "latents.json"
-COMMON = "name run_root seed image_size global_batch accumulate workers precision log_every"
-COMMON += " blocks watchdog checkpoint latent data trainer stage_name module evaluation resume"
-KNOWN_KEYS = frozenset(
-    [
-        *COMMON.split(),
-        *["clip", "autoencoder", "loss", "first_stage", "backbone", "diffusion", "sampler", "text"],
-    ]
-)
 
 
 def precision_of(asked: str) -> str:
@@ -291,7 +284,8 @@ def reference_of(features: Features, data: ShardData) -> Reference:
     return reference_statistics(features, _pictures(data), keep=0)
 
 
-def _pictures(data: ShardData) -> Any:
+def _pictures(data: Data) -> Any:
+    """All pictures once, normalised, in order."""
     for batch in validation_batches(data, batch=64, rank=0, world=1, workers=0):
         yield normalise(batch["image"])
 

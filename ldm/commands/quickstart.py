@@ -15,9 +15,9 @@ PROMPTS = (
     "grinning face with big eyes",
     "firefighter dark skin tone",
     "cook medium-light skin tone",
+    "woman astronaut medium skin tone",
+    "thumbs up light skin tone",
     "bicycle",
-    "cat face",
-    "rocket",
 )
 
 
@@ -27,8 +27,9 @@ def add_parser(subparsers: Any) -> None:
         "quickstart", help="train both stages on shipped pictures, then sample: about ten minutes"
     )
     parser.add_argument("--run-root", default="runs", help="where runs go (default: runs)")
-    parser.add_argument("--autoencoder-steps", type=int, default=2500, metavar="N")
+    parser.add_argument("--autoencoder-steps", type=int, default=700, metavar="N")
     parser.add_argument("--diffusion-steps", type=int, default=900, metavar="N")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), metavar="N", help="to draw")
     parser.add_argument(
         "override", nargs="*", help="key=value for both trainings, such as global_batch=32"
     )
@@ -67,24 +68,32 @@ def run(arguments: argparse.Namespace) -> int:
 def commands(arguments: argparse.Namespace) -> list[list[str]]:
     """Exactly what a person would type."""
     root = Path(arguments.run_root)
+    first, latents = root / "quickstart-autoencoder", root / "quickstart-latents"
     train = ["python", str(_shown(ROOT / "train.py"))]
     shared = [f"run_root={root}"] if arguments.run_root != "runs" else []
     shared += arguments.override
-    first = (
-        "experiment=emoji/autoencoder name=quickstart-autoencoder "
-        f"trainer.max_steps={arguments.autoencoder_steps}"
+    stage_one = (
+        f"experiment=emoji/autoencoder name={first.name} loss=l1 critic=none "
+        f"trainer.max_steps={arguments.autoencoder_steps} "
+        f"evaluation.every={_evaluate(arguments.autoencoder_steps)}"
     )
-    second = (
-        "experiment=emoji/diffusion name=quickstart-diffusion "
-        f"first_stage={root / 'quickstart-autoencoder'} "
-        f"trainer.max_steps={arguments.diffusion_steps}"
+    stage_two = (
+        f"experiment=emoji/diffusion name=quickstart-diffusion first_stage={first} "
+        f"data=latents data.folder={latents} trainer.max_steps={arguments.diffusion_steps} "
+        f"evaluation.every={_evaluate(arguments.diffusion_steps)}"
     )
-    sample = ["ldm", "sample", str(root / "quickstart-diffusion"), *PROMPTS]
+    sample = ["ldm", "sample", str(root / "quickstart-diffusion"), *PROMPTS[: arguments.prompts]]
     return [
-        [*train, *first.split(), *shared],
-        [*train, *second.split(), *shared],
+        [*train, *stage_one.split(), *shared],
+        ["ldm", "encode", str(first), str(latents)],
+        [*train, *stage_two.split(), *shared],
         [*sample, "--out", str(root / "quickstart-samples")],
     ]
+
+
+def _evaluate(steps: int) -> int:
+    """Look at the model half-way and at the end."""
+    return max(1, -(-steps // 2))
 
 
 def _shown(path: Path) -> Path:

@@ -59,7 +59,7 @@ def text_to_image(trained: Any, arguments: argparse.Namespace) -> tuple[Any, dic
 
     from ldm.commands.building import build
     from ldm.commands.choices import sampler_node
-    from ldm.commands.parts import autocast_dtype, precision_of
+    from ldm.commands.parts import autocast_dtype
     from ldm.generate import TextToImage
 
     config = trained.config
@@ -76,7 +76,7 @@ def text_to_image(trained: Any, arguments: argparse.Namespace) -> tuple[Any, dic
         trained.captions,
         config.image_size,
         guidance,
-        autocast_dtype(precision_of("auto")),
+        autocast_dtype(config.precision),
     )
     settings = {
         "negative": arguments.negative,

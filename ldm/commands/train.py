@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,19 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from ldm.commands.building import build
-from ldm.commands.errors import FAILED
-from ldm.commands.parts import KNOWN_KEYS, STAGES, Stage, precision_of
+from ldm.commands.check import checked
+from ldm.commands.errors import FAILED, REFUSED
+from ldm.commands.fitting import fit
+from ldm.commands.parts import STAGES, Stage, precision_of
 from ldm.data.errors import DataError
 from ldm.runs.attempts import SAME_STEP, Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
+from ldm.runs.compare import recorded_data
 from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
 from ldm.runs.processes import rank, restarts, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
+from ldm.runs.state import recorded
 from ldm.training.callbacks import (
     Blocks,
     Checkpointing,
@@ -48,23 +52,34 @@ def train(config: DictConfig) -> int:
     """Train what `stage` says, in the folder that `run_root` and `name` say; the exit code."""
     stop_signals.forget()
     stop_signals.install()
-    for key in config:
-        if str(key) not in KNOWN_KEYS:
-            raise ValueError(f"{key!s}: no such key in this configuration; take it out")
+    checked(config)
     folder = run_folder(config.run_root, config.name)
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
         config.precision = precision_of(config.precision)
     data = _data(config)
     module = stage.module(data)
+    if config.stage_name == "diffusion":
+        fit(config)
     # Only now: the stage has filled in what the first stage and the text encoder decide.
     plain: Any = OmegaConf.to_container(config, resolve=True)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     if rank() == 0:
         make_folder(folder)
-    with RunLock(folder.path) if rank() == 0 else nullcontext():
+    facts = {
+        "stage": config.stage_name,
+        "max_steps": config.trainer.max_steps,
+        "data": {"train": data.train.content_hash, "val": data.val.content_hash},
+    }
+    only_one: AbstractContextManager[Any] = RunLock(folder.path) if rank() == 0 else nullcontext()
+    with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
+            if recorded_data(folder.path) not in ({}, facts["data"]):
+                raise ValueError(
+                    f"data.train or data.val: other pictures than {folder.path} was trained on; "
+                    "put them back, or set name=ANOTHER"
+                )
             notices = open_run(folder, plain, sys.argv)
             resumed = _resume_point(folder, str(config.resume))
             for line in notices:
@@ -73,7 +88,13 @@ def train(config: DictConfig) -> int:
                 return FAILED
         trainer = _trainer(config, folder, stage.callbacks(folder, data), resumed)
         _announce(config, folder, trainer, module, resumed)
-        return _fit(config, folder, stage, trainer, module, data)
+        with recorded(folder.path, facts, writes=rank() == 0) as outcome:
+            code = _fit(config, folder, stage, trainer, module, data)
+            if code in (SAVED, RETRY):
+                outcome["state"] = "interrupted"
+            elif code:
+                outcome |= {"state": "failed", "error": Attempts(folder.path).last_failure()}
+        return code
 
 
 def _fit(
@@ -99,7 +120,7 @@ def _fit(
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         code = _tell_crash(config, folder, trainer, error)
-        if code == 1:
+        if code == REFUSED:
             raise
     finally:
         if rank() == 0 and code:
@@ -133,7 +154,7 @@ def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error
     record = failures / f"rank-{rank()}.txt"
     record.write_text(f"step {trainer.global_step}\n{traceback.format_exc()}")
     if isinstance(error, ValueError) and trainer.global_step == 0:
-        return 1  # refused while it was set up: reported in one line, as every refusal
+        return REFUSED  # while it was set up: reported in one line, as every refusal
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         turn = config.global_batch // trainer.world_size // config.accumulate
         _tell_failure(
@@ -147,6 +168,7 @@ def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error
     if "peer" in str(error) and trainer.world_size > 1:
         print(f"error: rank {rank()} lost another rank; {failures} tells why", file=sys.stderr)
         return RETRY
+    traceback.print_exc()
     return 1
 
 

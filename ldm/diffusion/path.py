@@ -141,7 +141,7 @@ class Sampler(ABC):
             times = self.grid(denoiser.schedule, self.steps)
             if start is not None:
                 first = torch.tensor([start.strength], dtype=torch.float64)
-                times = torch.cat([first, times[times < start.strength]])
+                times = torch.cat([first, times[times < start.strength * (1 - 1e-9)]])
             stops = points(denoiser.schedule, times)
             _, alpha, sigma, _ = stops[0]
             if start is not None:

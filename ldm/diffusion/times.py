@@ -35,7 +35,7 @@ def draw_times(times: Times, schedule: Schedule, draws: Draws, *, stratified: bo
         u = (rows / draws.total + draws.shared_uniform("times")) % 1
         u = u.to(draws.device, torch.float32, non_blocking=True)
     else:
-        u = draws.uniform((), "times")
+        u = draws.uniform((1,), "times")[:, 0]
     return times.quantile(u.clamp(2**-25, 1 - 2**-24), schedule)
 
 

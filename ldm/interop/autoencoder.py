@@ -17,6 +17,7 @@ from ldm.interop.links import Table
 from ldm.models import KLAutoencoder
 
 DIFFUSERS_CLASS = "AutoencoderKL"
+PATCHED_CLASS = "PatchedAutoencoderKL"
 
 
 def autoencoder_table(network: KLAutoencoder) -> Table:
@@ -79,7 +80,7 @@ def _latent_convolutions(table: Table) -> None:
 
 def _blocks(network: KLAutoencoder, side: str) -> list[tuple[int, int, str]]:
     """(level, index of the block, our name of the level), in order."""
-    levels = network.encoder.levels if side == "encoder" else network.decoder.levels
+    levels: Any = network.encoder.levels if side == "encoder" else network.decoder.levels
     return [
         (level, index, f"{side}.levels.{level}")
         for level, module in enumerate(levels)
@@ -118,26 +119,30 @@ def with_new_attention_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _has_attention(level: nn.Module) -> bool:
-    return any(True for _ in level.attentions.parameters())  # type: ignore[union-attr, operator]
+def _learned(part: nn.Module) -> bool:
+    """Whether something stands there, and not the identity in its place."""
+    return any(True for _ in part.parameters())
 
 
 def autoencoder_to_diffusers(
-    network: KLAutoencoder, size: int, *, scale: float = 1.0
+    network: KLAutoencoder, size: int, *, scale: float = 1.0, patched: bool = False
 ) -> dict[str, Any]:
     """The config of the AutoencoderKL that computes the same, for pictures of `size`; `scale` is
     what it multiplies latents with.
 
-    ValueError names what diffusers cannot express.
+    ValueError names what diffusers cannot express. With `patched`, folded pixels are expressed by
+    `ldm.interop.patched`, which needs this package where it is loaded.
     """
-    encoder = network.encoder
-    if encoder.patch > 1:
+    encoder: Any = network.encoder
+    patch: int = encoder.patch
+    if patch > 1 and not (patched and patch & (patch - 1) == 0):
         raise ValueError(
             f"diffusers' AutoencoderKL folds no pixels into channels, and this autoencoder has "
-            f"patch={encoder.patch}: train one with autoencoder.patch=1"
+            f"patch={patch}: train one with autoencoder.patch=1"
         )
-    attention = [_has_attention(level) for level in encoder.levels]
-    return {
+    attention = [_learned(level.attentions) for level in encoder.levels]
+    widths = [level.blocks[-1].conv2.out_channels for level in encoder.levels]
+    config = {
         "_class_name": DIFFUSERS_CLASS,
         "in_channels": network.image_channels,
         "out_channels": network.image_channels,
@@ -147,22 +152,31 @@ def autoencoder_to_diffusers(
         "up_block_types": [
             "AttnUpDecoderBlock2D" if has else "UpDecoderBlock2D" for has in reversed(attention)
         ],
-        "block_out_channels": [level.blocks[-1].conv2.out_channels for level in encoder.levels],
+        "block_out_channels": widths,
         "layers_per_block": len(encoder.levels[0].blocks),
         "latent_channels": network.latent_channels,
         "norm_num_groups": encoder.norm_out.num_groups,
         "sample_size": size,
         "scaling_factor": scale,
-        "mid_block_add_attention": any(True for _ in encoder.middle[1].parameters()),
-        "use_quant_conv": any(True for _ in network.to_moments.parameters()),
-        "use_post_quant_conv": any(True for _ in network.from_latent.parameters()),
+        "mid_block_add_attention": _learned(encoder.middle[1]),
+    }
+    if patch > 1:
+        foldings = patch.bit_length() - 1
+        return config | {
+            "_class_name": PATCHED_CLASS,
+            "block_out_channels": [widths[0]] * foldings + widths,
+            "patch": patch,
+        }
+    convolutions = _learned(network.to_moments)
+    return config | {
+        "use_quant_conv": convolutions,
+        "use_post_quant_conv": convolutions,
         "force_upcast": False,
     }
 
 
-def autoencoder_from_diffusers(config: Mapping[str, Any]) -> tuple[KLAutoencoder, float, float]:
-    """An untrained autoencoder of the shape that an AutoencoderKL's config tells, with the mean
-    and the standard deviation of its latents as the config has them.
+def autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to build our autoencoder with, for the shape that an AutoencoderKL's config tells.
 
     ValueError names the settings that ours does not have.
     """
@@ -183,18 +197,22 @@ def autoencoder_from_diffusers(config: Mapping[str, Any]) -> tuple[KLAutoencoder
             f"one of {sorted(known)}, the decoder mirrors the encoder, both convolutions or none)"
         )
     width = math.gcd(*widths)
-    network = KLAutoencoder(
-        latent_channels=config.get("latent_channels", 4),
-        width=width,
-        multipliers=[w // width for w in widths],
-        blocks=config.get("layers_per_block", 1),
-        attention_levels=[i for i, kind in enumerate(kinds) if kind.startswith("Attn")],
-        middle_attention=config.get("mid_block_add_attention", True),
-        groups=config.get("norm_num_groups", 32),
-        image_channels=config.get("in_channels", 3),
-        latent_convolutions=convolutions.pop(),
-    )
-    return network, config.get("shift_factor") or 0.0, 1 / config.get("scaling_factor", 0.18215)
+    return {
+        "latent_channels": config.get("latent_channels", 4),
+        "width": width,
+        "multipliers": [w // width for w in widths],
+        "blocks": config.get("layers_per_block", 1),
+        "attention_levels": [i for i, kind in enumerate(kinds) if kind.startswith("Attn")],
+        "middle_attention": config.get("mid_block_add_attention", True),
+        "groups": config.get("norm_num_groups", 32),
+        "image_channels": config.get("in_channels", 3),
+        "latent_convolutions": convolutions.pop(),
+    }
+
+
+def latent_scale(config: Mapping[str, Any]) -> tuple[float, float]:
+    """Mean and standard deviation of all latent channels, as an AutoencoderKL's config has them."""
+    return config.get("shift_factor") or 0.0, 1 / config.get("scaling_factor", 0.18215)
 
 
 def folded(

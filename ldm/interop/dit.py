@@ -72,8 +72,8 @@ def dit_to_diffusers(network: DiT, size: int) -> dict[str, Any]:
     }
 
 
-def dit_from_diffusers(config: Mapping[str, Any]) -> DiT:
-    """An untrained DiT of the shape that a DiTTransformer2DModel's config tells.
+def dit_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to build our DiT with, for the shape that a DiTTransformer2DModel's config tells.
 
     Where the config says norm_eps 1e-5 it repeats diffusers' default: the authors' network, and
     ours, has 1e-6 throughout.
@@ -90,17 +90,17 @@ def dit_from_diffusers(config: Mapping[str, Any]) -> DiT:
     )
     heads = config.get("num_attention_heads", 16)
     channels = config.get("in_channels", 4)
-    return DiT(
-        channels,
-        width=heads * config.get("attention_head_dim", 72),
-        depth=config.get("num_layers", 28),
-        heads=heads,
-        patch=config.get("patch_size", 2),
-        classes=config.get("num_embeds_ada_norm", 1000),
-        out_channels=config.get("out_channels") or channels,
-        time_offset=-1.0,
-        frequency_shift=1.0,
-    )
+    return {
+        "in_channels": channels,
+        "width": heads * config.get("attention_head_dim", 72),
+        "depth": config.get("num_layers", 28),
+        "heads": heads,
+        "patch": config.get("patch_size", 2),
+        "classes": config.get("num_embeds_ada_norm", 1000),
+        "out_channels": config.get("out_channels") or channels,
+        "time_offset": -1.0,
+        "frequency_shift": 1.0,
+    }
 
 
 def original_dit_table(network: DiT, size: int, *, towards_data: bool) -> Table:

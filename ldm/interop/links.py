@@ -5,7 +5,7 @@ family and reads like a list of names; `give` turns our state into theirs, `take
 after comparing every name and shape, so that a checkpoint is loaded whole or not at all.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,13 @@ class Table:
     Every method names a module on both sides and joins whichever of weight and bias it has.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.shapes = {name: value.shape for name, value in network.state_dict().items()}
+    def __init__(self, network: nn.Module, without: Collection[str] = ()) -> None:
+        self.shapes = {
+            name: value.shape for name, value in network.state_dict().items() if name not in without
+        }
         self.links: list[Link] = []
         self.constants: dict[str, Tensor] = {}  # theirs, computed and not learned
+        self.unused: dict[str, Tensor] = {}  # theirs, without influence on what they compute
 
     def same(self, ours: str, theirs: str) -> None:
         """The same numbers under another name."""
@@ -53,10 +56,11 @@ class Table:
     def fused(self, ours: str, *theirs: str) -> None:
         """One of ours is theirs stacked, as q, k and v are."""
         for leaf in self._leaves(ours):
-            names = tuple(f"{name}.{leaf}" for name in theirs)
-            self.links.append(
-                Link(f"{ours}.{leaf}", names, lambda x: list(x.chunk(len(theirs))), torch.cat)
-            )
+            self.stacked(f"{ours}.{leaf}", *(f"{name}.{leaf}" for name in theirs))
+
+    def stacked(self, ours: str, *theirs: str) -> None:
+        """A parameter of ours is theirs stacked; names of tensors, not of modules."""
+        self.links.append(Link(ours, theirs, lambda x: list(x.chunk(len(theirs))), torch.cat))
 
     def pointwise(self, ours: str, theirs: str) -> None:
         """Our linear layer is their 1x1 convolution."""
@@ -92,9 +96,9 @@ class Table:
                 Link(f"{ours}.{leaf}", names, lambda x: [x] * len(theirs), _all_equal(names))
             )
 
-    def parameter(self, ours: str, theirs: str) -> None:
-        """A parameter with no module of its own."""
-        self.links.append(Link(ours, (theirs,), *_single(lambda x: x, lambda x: x)))
+    def turned(self, ours: str, theirs: str) -> None:
+        """A parameter of ours is theirs transposed; names of tensors, not of modules."""
+        self.links.append(Link(ours, (theirs,), *_single(lambda x: x.T, lambda x: x.T)))
 
     def _leaves(self, ours: str) -> list[str]:
         leaves = [leaf for leaf in ("weight", "bias") if f"{ours}.{leaf}" in self.shapes]
@@ -115,7 +119,8 @@ class Table:
         """Our state under their names; every tensor with memory of its own."""
         missed = self.shapes.keys() - {link.ours for link in self.links}
         assert not missed, f"no link for {sorted(missed)}"
-        given = {name: value.clone() for name, value in self.constants.items()}
+        beside = self.constants | self.unused
+        given = {name: value.clone() for name, value in beside.items()}
         for link in self.links:
             parts = link.give(state[link.ours])
             given |= {
@@ -139,12 +144,12 @@ class Table:
     def compare(self, theirs: State, source: str) -> None:
         """ValueError names every difference between what `source` holds and what fits."""
         blank = {name: torch.empty(shape, device="meta") for name, shape in self.shapes.items()}
-        wanted = {name: value.shape for name, value in self.constants.items()}
+        beside = self.constants | self.unused
+        wanted = {name: value.shape for name, value in beside.items()}
         for link in self.links:
             parts = link.give(blank[link.ours])
             wanted |= {n: part.shape for n, part in zip(link.theirs, parts, strict=True)}
-        optional = self.constants.keys()
-        missing = sorted(wanted.keys() - theirs.keys() - optional)
+        missing = sorted(wanted.keys() - theirs.keys() - beside.keys())
         unknown = sorted(theirs.keys() - wanted.keys())
         misshapen = [
             f"{name} {list(theirs[name].shape)} instead of {list(wanted[name])}"

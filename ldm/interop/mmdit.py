@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from ldm.interop.links import Table
 from ldm.models import MMDiT
 from ldm.models.embeddings import sincos_positions
@@ -62,7 +64,11 @@ def _block(table: Table, index: int, *, dual: bool, last: bool, qk_norm: bool) -
     if qk_norm:
         for part, name in (("query", "q"), ("key", "k")):
             table.same(f"{image}.attention.{part}_norm", f"{attention}.norm_{name}")
-            table.same(f"{text}.attention.{part}_norm", f"{attention}.norm_added_{name}")
+            if last and part == "query":
+                width = table.shapes[f"{image}.attention.query_norm.weight"]
+                table.unused[f"{attention}.norm_added_q.weight"] = torch.ones(width)
+            else:
+                table.same(f"{text}.attention.{part}_norm", f"{attention}.norm_added_{name}")
             if dual:
                 table.same(f"{here}.second.{part}_norm", f"{there}.attn2.norm_{name}")
 
@@ -98,8 +104,8 @@ def mmdit_to_diffusers(network: MMDiT, size: int) -> dict[str, Any]:
     }
 
 
-def mmdit_from_diffusers(config: Mapping[str, Any]) -> MMDiT:
-    """An untrained MMDiT of the shape that an SD3Transformer2DModel's config tells.
+def mmdit_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to build our MMDiT with, for the shape that an SD3Transformer2DModel's config tells.
 
     ValueError names the settings that ours does not have.
     """
@@ -117,18 +123,18 @@ def mmdit_from_diffusers(config: Mapping[str, Any]) -> MMDiT:
         raise ValueError(f"this {DIFFUSERS_CLASS} cannot be expressed here: {', '.join(odd)}")
     patch = config.get("patch_size", 2)
     channels = config.get("in_channels", 16)
-    return MMDiT(
-        channels,
-        config.get("joint_attention_dim", 4096),
-        width=width,
-        depth=config.get("num_layers", 18),
-        heads=heads,
-        pooled_width=config.get("pooled_projection_dim", 2048),
-        patch=patch,
-        out_channels=config.get("out_channels") or channels,
-        qk_norm=config.get("qk_norm") is not None,
-        dual=len(dual),
-        grid=config.get("pos_embed_max_size", 96),
-        base=config.get("sample_size", 128) // patch,
-        attend_padding=True,
-    )
+    return {
+        "in_channels": channels,
+        "text_width": config.get("joint_attention_dim", 4096),
+        "width": width,
+        "depth": config.get("num_layers", 18),
+        "heads": heads,
+        "pooled_width": config.get("pooled_projection_dim", 2048),
+        "patch": patch,
+        "out_channels": config.get("out_channels") or channels,
+        "qk_norm": config.get("qk_norm") is not None,
+        "dual": len(dual),
+        "grid": config.get("pos_embed_max_size", 96),
+        "base": config.get("sample_size", 128) // patch,
+        "attend_padding": True,
+    }

@@ -114,7 +114,8 @@ def unet_table(network: UNet, names: Names, *, convolutions: bool) -> Table:
     table.same("norm", names.norm)
     table.same("leave", names.leave)
     places = _compvis_places(network) if names is COMPVIS else _diffusers_places(network)
-    for index, (block, place) in enumerate(zip(network.blocks, places, strict=True)):
+    blocks: list[Any] = list(network.blocks)
+    for index, (block, place) in enumerate(zip(blocks, places, strict=True)):
         if block.residual is not None:
             _residual(table, f"blocks.{index}.residual", place.residual, names)
         if block.transformer is not None:
@@ -247,8 +248,8 @@ _ONLY = {
 }
 
 
-def unet_from_diffusers(config: Mapping[str, Any]) -> UNet:
-    """An untrained U-Net of the shape that a UNet2DConditionModel's config tells.
+def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What to build our U-Net with, for the shape that a UNet2DConditionModel's config tells.
 
     ValueError names the settings that ours does not have. `time_offset` is -1, as for all weights
     that were trained on the steps of a table.
@@ -282,17 +283,17 @@ def unet_from_diffusers(config: Mapping[str, Any]) -> UNet:
             "here: only 'text_time' and 'projection' are known, one at a time"
         )
     pooled = config.get("projection_class_embeddings_input_dim") if added or classed else 0
-    return UNet(
-        config.get("in_channels", 4),
-        config.get("cross_attention_dim", 1280),
-        channels=channels,
-        depths=[d if "CrossAttn" in kind else 0 for d, kind in zip(depths, kinds, strict=True)],
-        heads=heads,
-        middle_depth=depths[-1],
-        residual_blocks=blocks.pop(),
-        out_channels=config.get("out_channels", 4),
-        pooled_width=pooled or 0,
-        groups=config.get("norm_num_groups", 32),
-        attend_padding=True,
-        time_offset=-1.0,
-    )
+    return {
+        "in_channels": config.get("in_channels", 4),
+        "text_width": config.get("cross_attention_dim", 1280),
+        "channels": list(channels),
+        "depths": [d if "CrossAttn" in kind else 0 for d, kind in zip(depths, kinds, strict=True)],
+        "heads": heads,
+        "middle_depth": depths[-1],
+        "residual_blocks": blocks.pop(),
+        "out_channels": config.get("out_channels", 4),
+        "pooled_width": pooled or 0,
+        "groups": config.get("norm_num_groups", 32),
+        "attend_padding": True,
+        "time_offset": -1.0,
+    }

@@ -5,7 +5,7 @@ from ldm.models.autoencoder import Autoencoder, KLAutoencoder, Quantised
 from ldm.models.autoencoder_losses import L1, L2, Charbonnier, ReconstructionLoss
 from ldm.models.autoencoder_quantised import QuantisedAutoencoder
 from ldm.models.autoencoder_regularisers import Alignment, Equivariance
-from ldm.models.checkpointing import checkpoint_blocks
+from ldm.models.blocks import checkpoint_blocks, compile_blocks
 from ldm.models.critic import Adversary, Hinge, NonSaturating, PatchCritic, Vanilla
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.dc_ae import DeepCompressionAutoencoder
@@ -45,4 +45,5 @@ __all__ = [
     "Vanilla",
     "VectorQuantizer",
     "checkpoint_blocks",
+    "compile_blocks",
 ]

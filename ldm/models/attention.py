@@ -35,10 +35,25 @@ def attend(
     return mixed.transpose(1, 2).flatten(2)
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / root mean square of x, times a gain, in the type of x.
+
+    torch's own leaves its fused kernel when autocast hands it x of another type than the gain.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+        """Over the last axis."""
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention of tokens over themselves, with one fused projection.
 
-    `closed` has no way out: its projections serve an attention that others read.
+    `closed` has no way out, and nobody reads what its queries find: its keys and values serve
+    others.
     """
 
     def __init__(
@@ -55,8 +70,9 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = None if closed else nn.Linear(width, width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        open_norm = qk_norm and not closed
+        self.query_norm = RMSNorm(width // heads) if open_norm else nn.Identity()
+        self.key_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
 
     def project(self, x: Float[Tensor, "b n w"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both normalised where asked) and values, each `[b n heads d]`."""
@@ -96,8 +112,8 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(width, width, bias=bias)
         self.key_value = nn.Linear(context_width, 2 * width, bias=bias)
         self.out = nn.Linear(width, width)
-        self.query_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
 
     def forward(
         self,

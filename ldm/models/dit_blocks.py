@@ -4,7 +4,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ldm.models.attention import CrossAttention, FeedForward, GatedFeedForward, SelfAttention, zero
+from ldm.models.attention import (
+    CrossAttention,
+    FeedForward,
+    GatedFeedForward,
+    RMSNorm,
+    SelfAttention,
+    zero,
+)
 
 
 def modulate(
@@ -17,7 +24,7 @@ def modulate(
 def token_norm(width: int, *, rms: bool) -> nn.Module:
     """LayerNorm without parameters as in DiT, or RMSNorm with a gain as in LightningDiT."""
     if rms:
-        return nn.RMSNorm(width, eps=1e-6)
+        return RMSNorm(width)
     return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
 
 

@@ -74,7 +74,8 @@ class JointBlock(nn.Module):
         normed = self.image.norm(x)
         ours = self.image.attention.project(modulate(normed, seen[0], seen[1]))
         theirs = self.text.attention.project(modulate(self.text.norm(tokens), told[0], told[1]))
-        query, key, value = (torch.cat(pair, dim=1) for pair in zip(ours, theirs, strict=True))
+        key, value = (torch.cat(pair, dim=1) for pair in zip(ours[1:], theirs[1:], strict=True))
+        query = ours[0] if self.last else torch.cat([ours[0], theirs[0]], dim=1)
         mixed = attend(query, key, value, mask)
         count = x.shape[1]
         x = self.image.leave(x, mixed[:, :count], seen)

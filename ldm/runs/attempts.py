@@ -52,7 +52,7 @@ class Attempts:
             if after["event"] == "start" and before["event"] == "end"
         ]
         starts = sum(line["event"] == "start" for line in lines)
-        return max(0, starts - 1), sum(waits)
+        return max(0, starts - 1), sum(waits, 0.0)
 
     def last_failure(self) -> str:
         """What the latest attempt that could tell it died of."""

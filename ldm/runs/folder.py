@@ -48,6 +48,10 @@ APPLIED = (
     "module.lr_schedule",
     "module.on_nonfinite",
     "evaluation",
+    # Where the pictures lie; that they are the same ones is told by their hash.
+    "data.folder",
+    "data.train.shards",
+    "data.val.shards",
 )
 
 

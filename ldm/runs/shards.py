@@ -4,7 +4,9 @@ Only tensors are stored, under flat names; `.metadata` is a pickle, and trusted 
 checkpoint's manifest vouches for the run's own files.
 """
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,8 @@ def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def write_shards(folder: Path, tree: Mapping[str, Any]) -> None:
     """Every rank calls it, and writes what it holds."""
     writer = dcp.FileSystemWriter(folder, overwrite=False)
-    dcp.save(flat(tree), storage_writer=writer, no_dist=not distributed.is_initialized())
+    with _quiet():
+        dcp.save(flat(tree), storage_writer=writer, no_dist=not distributed.is_initialized())
 
 
 def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -62,5 +65,14 @@ def read_shards(folder: Path, into: Mapping[str, Tensor] | None = None) -> dict[
     alone = into is None or not distributed.is_initialized()
     if into is None:
         into = {name: torch.empty(size, dtype=t) for name, (size, t) in shapes(folder).items()}
-    dcp.load(dict(into), storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+    with _quiet():
+        dcp.load(dict(into), storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
     return nested(into)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remark that one process alone is at work: that is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield

@@ -72,7 +72,7 @@ class JsonLines(Logger):
         """The configuration stands in the run's config.yaml; nothing is written twice."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """One line."""
         values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items() if k != "epoch"}
         with self.path.open("a") as file:

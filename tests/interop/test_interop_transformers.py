@@ -8,11 +8,11 @@ from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
 from ldm.interop.dit import (
     diffusers_dit_table,
-    dit_from_diffusers,
+    dit_arguments,
     dit_to_diffusers,
     original_dit_table,
 )
-from ldm.interop.mmdit import mmdit_from_diffusers, mmdit_table, mmdit_to_diffusers
+from ldm.interop.mmdit import mmdit_arguments, mmdit_table, mmdit_to_diffusers
 from ldm.models import DiT, MMDiT
 from ldm.types import Condition
 
@@ -62,7 +62,7 @@ def test_dit_equals_diffusers(changes: dict, dtype: torch.dtype, limit: float) -
 
 def test_dit_the_way_back_is_bit_equal() -> None:
     network = dit()
-    back = dit_from_diffusers(dit_to_diffusers(network, 8))
+    back = DiT(**dit_arguments(dit_to_diffusers(network, 8)))
     given = diffusers_dit_table(network).give(network.state_dict())
     back.load_state_dict(diffusers_dit_table(back).take(given, "a test"))
     for name, value in network.state_dict().items():
@@ -177,7 +177,7 @@ def test_mmdit_equals_diffusers(changes: dict, dtype: torch.dtype, limit: float)
 @pytest.mark.parametrize("changes", SD3_SHAPES)
 def test_mmdit_the_way_back_is_bit_equal(changes: dict) -> None:
     network = mmdit(**changes)
-    back = mmdit_from_diffusers(mmdit_to_diffusers(network, 8))
+    back = MMDiT(**mmdit_arguments(mmdit_to_diffusers(network, 8)))
     given = mmdit_table(network, 8).give(network.state_dict())
     back.load_state_dict(mmdit_table(back, 8).take(given, "a test"))
     for name, value in network.state_dict().items():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ldm.interop.unet import (
     COMPVIS,
     diffusers_names,
-    unet_from_diffusers,
+    unet_arguments,
     unet_table,
     unet_to_diffusers,
 )
@@ -99,7 +99,7 @@ def test_the_way_back_is_bit_equal() -> None:
     randomise(network)
     config = unet_to_diffusers(network, 8)
     table = unet_table(network, diffusers_names(config), convolutions=False)
-    back = unet_from_diffusers(config)
+    back = UNet(**unet_arguments(config))
     back.load_state_dict(table.take(table.give(network.state_dict()), "a test"))
     assert list(back.state_dict()) == list(network.state_dict())
     for name, value in network.state_dict().items():
@@ -120,7 +120,7 @@ SD15_TINY = {
 def test_stable_diffusion_1_projects_by_convolutions() -> None:
     theirs = UNet2DConditionModel(**SD15_TINY)
     randomise(theirs)
-    network = unet_from_diffusers(theirs.config)
+    network = UNet(**unet_arguments(theirs.config))
     table = unet_table(network, diffusers_names(theirs.config), convolutions=True)
     network.load_state_dict(table.take(theirs.state_dict(), "a test"))
     assert difference(network, theirs, torch.float64) < 1e-10
@@ -134,7 +134,7 @@ def test_sdxl_adds_text_and_sizes() -> None:
         projection_class_embeddings_input_dim=6 * 256 + 10,
     )
     randomise(theirs)
-    network = unet_from_diffusers(theirs.config)
+    network = UNet(**unet_arguments(theirs.config))
     table = unet_table(network, diffusers_names(theirs.config), convolutions=False)
     network.load_state_dict(table.take(theirs.state_dict(), "a test"))
     assert unet_to_diffusers(network, 8)["addition_embed_type"] == "text_time"
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_does_not_fit_is_described_and_not_loaded() -> None:
 )
 def test_what_ours_does_not_have_is_named(change: dict) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
-        unet_from_diffusers(SD15_TINY | change)
+        unet_arguments(SD15_TINY | change)
     assert all(name in str(caught.value) for name in change)
 
 

@@ -1,6 +1,7 @@
 """Checkpoint folders: whole or absent, ordered by step, damaged ones set aside."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from ldm.runs.checkpoints import (
     checkpoints,
     newest_good,
     prune,
+    tidy,
     write_checkpoint,
 )
 
@@ -90,3 +92,34 @@ def test_prune_keeps_the_newest_and_the_marked(tmp_path):
         write_checkpoint(tmp_path, step, save(step))
     prune(tmp_path, keep=2, keep_every=30)
     assert [c.step for c in checkpoints(tmp_path)] == [30, 50, 60]
+
+
+def test_files_in_folders_are_in_the_manifest_too(tmp_path):
+    def write(draft):
+        (draft / "sharded").mkdir()
+        (draft / "sharded" / "part").write_bytes(b"tensor")
+        save(1)(draft)
+
+    written = write_checkpoint(tmp_path, 10, write)
+    assert written.damage() is None
+    (written.path / "sharded" / "part").write_bytes(b"tensoR")
+    assert "sharded/part" in written.damage()
+
+
+def test_a_disk_without_room_for_another_is_told_before_it_is_written(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 10, save(10))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(OSError, match="are needed"):
+        write_checkpoint(tmp_path, 20, save(20))
+    assert [c.step for c in checkpoints(tmp_path)] == [10]
+
+
+def test_a_rewind_sets_later_ones_aside_and_killed_writes_go(tmp_path):
+    for step in (10, 20, 30):
+        write_checkpoint(tmp_path, step, save(step))
+    (tmp_path / ".draft-00000040-1").mkdir()
+    tidy(tmp_path, after=10)
+    assert [c.step for c in checkpoints(tmp_path)] == [10]
+    assert len(list((tmp_path / "abandoned").iterdir())) == 2
+    assert not list(tmp_path.glob(".draft*"))

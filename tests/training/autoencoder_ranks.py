@@ -6,8 +6,15 @@ from functools import partial
 import torch
 from autoencoder_runs import Pictures, pictures, trainer
 
-from ldm.models import L1, CriticLoss, Hinge, PatchCritic, QuantisedAutoencoder
-from ldm.models import ReconstructionLoss, VectorQuantizer
+from ldm.models import (
+    L1,
+    CriticLoss,
+    Hinge,
+    PatchCritic,
+    QuantisedAutoencoder,
+    ReconstructionLoss,
+    VectorQuantizer,
+)
 from ldm.training.autoencoder import AutoencoderModule
 from ldm.training.optim import warmup_constant
 

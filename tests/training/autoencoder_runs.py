@@ -14,7 +14,9 @@ class Pictures(L.LightningDataModule):
     """The same global batches for any number of ranks and any accumulation: global batch s holds
     pictures s*n .. s*n+n-1, dealt to turns first, then to ranks."""
 
-    def __init__(self, images: Tensor, global_batch: int, accumulate: int = 1, seed: int = 0, done: int = 0):
+    def __init__(
+        self, images: Tensor, global_batch: int, accumulate: int = 1, seed: int = 0, done: int = 0
+    ):
         super().__init__()
         self.done = done  # global batches that an earlier part of the training has seen
         self.images, self.global_batch = images, global_batch

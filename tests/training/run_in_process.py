@@ -1,12 +1,17 @@
 """Trainings as `train.py` runs them, in this process: composed configuration, real parts."""
 
+import io
 import json
 import signal
+import tarfile
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from PIL import Image
 
 from ldm.commands.train import train
 from ldm.runs.checkpoints import Checkpoint, checkpoints
@@ -15,18 +20,38 @@ from ldm.training.callbacks import StepProgress
 
 CONF = Path(__file__).parents[2] / "conf"
 TINY = "image_size=32 global_batch=4 log_every=1 checkpoint.every=2 trainer=cpu "
-TINY += "precision=32-true trainer.max_steps=7 evaluation.every=3"
+TINY += "precision=32-true trainer.max_steps=7 evaluation.every=3 module.lr_schedule.warmup=2"
 FIRST = "experiment=emoji/autoencoder autoencoder=tiny " + TINY
 SECOND = "experiment=emoji/diffusion backbone=dit_tiny evaluation.prompts=2 sampler.steps=1 " + TINY
 
 
+def make_shards(folder: Path, seed: int = 0) -> None:
+    """Ten pictures to train on, and four."""
+    folder.mkdir()
+    colours = np.random.default_rng(seed).integers(0, 256, (14, 4, 4, 3), np.uint8)
+    for name, part in {"train-0.tar": colours[:10], "val-0.tar": colours[10:]}.items():
+        with tarfile.open(folder / name, "w") as tar:
+            for number, colour in enumerate(part):
+                file = io.BytesIO()
+                Image.fromarray(colour).resize((32, 32)).save(file, "PNG")
+                for suffix, raw in (("png", file.getvalue()), ("txt", f"ball {number}".encode())):
+                    info = tarfile.TarInfo(f"{number:04d}.{suffix}")
+                    info.size = len(raw)
+                    tar.addfile(info, io.BytesIO(raw))
+
+
 def run(root: Path, name: str, settings: str) -> int:
-    """The exit code. What is measured by pictures costs seconds and is left out."""
+    """The exit code. The pictures are in `root`/shards."""
+    if "data.folder" not in settings:
+        settings += f" data.folder={root}/shards"
+    settings += " data=shards"
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [*settings.split(), f"name={name}", f"run_root={root}"])
     handlers = {number: signal.getsignal(number) for number in ASKING}
     try:
-        return train(config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")  # Lightning's remarks, which train.py keeps from users
+            return train(config)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -7,6 +7,7 @@ import lightning as L
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.models.blocks import compile_blocks
 from ldm.training.sharding import blocks_of
 
 
@@ -28,13 +29,14 @@ class Blocks(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Once, when the training begins."""
-        for network in module.children():
+        for child in module.children():
+            network: Any = child
             trained = any(parameter.requires_grad for parameter in network.parameters())
             for number, block in enumerate(blocks_of(network)):
                 if trained and self.recompute_every and number % self.recompute_every == 0:
                     block.forward = recomputed(block)  # type: ignore[method-assign]
-                if self.compile:
-                    block.compile()
+            if self.compile and blocks_of(network):
+                compile_blocks(network)
 
 
 def recomputed(block: nn.Module) -> Callable[..., Any]:

@@ -1,0 +1,160 @@
+"""`ldm check`: whether a configuration can train, and what it would do; trains nothing.
+
+`checked` is what `train.py` calls first, before anything is built or any folder made.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb and its options."""
+    parser = subparsers.add_parser(
+        "check", help="check a configuration and print its plan, without training"
+    )
+    parser.add_argument("override", nargs="*", help="as for train.py: experiment=… key=value")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan; ValueError in one line where training would be refused."""
+    from ldm.commands.composing import composed
+    from ldm.commands.fitting import plan
+
+    config = composed(arguments.override)
+    checked(config)
+    for name, value in plan(config):
+        print(f"{name:>9}  {value}")
+    return 0
+
+
+def checked(config: Any) -> None:
+    """Refuse keys that nobody reads, values of a wrong type or range, and parts that exclude each
+    other; ValueError names the full key and what to set."""
+    from omegaconf import OmegaConf
+
+    from ldm.commands.errors import CONF
+    from ldm.commands.schema import entries
+
+    stage = OmegaConf.select(config, "stage_name")
+    stages = sorted(path.stem for path in (CONF / "stage").glob("*.yaml"))
+    if stage not in stages:
+        raise ValueError(f"stage_name={stage}: no such stage; set stage to {', '.join(stages)}")
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    _check_keys(_with_unknowns(resolved, raw), "", entries(stage))
+    _check_together(resolved)
+
+
+def _with_unknowns(value: Any, raw: Any) -> Any:
+    """The tree with UNKNOWN where a reference leads to null: what is to be read from the first
+    stage or the text encoder."""
+    from ldm.commands.building import UNKNOWN
+
+    if isinstance(value, Mapping) and isinstance(raw, Mapping):
+        return {name: _with_unknowns(child, raw.get(name)) for name, child in value.items()}
+    if value is None and isinstance(raw, str) and "${" in raw:
+        return UNKNOWN
+    return value
+
+
+def _check_keys(tree: Mapping[str, Any], prefix: str, entries: Mapping[str, Any]) -> None:
+    from ldm.commands.building import check
+    from ldm.commands.errors import nearest
+
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and "_target_" in value:
+            if key not in entries and prefix == "":
+                raise ValueError(f"{key}: no such key{_near(str(name), prefix, entries)}")
+            check(value, key, _given(key, value))
+        elif key not in entries:
+            siblings = [k.removeprefix(prefix) for k in entries if k.startswith(prefix)]
+            near = nearest(str(name), [k for k in siblings if "." not in k])
+            raise ValueError(
+                f"{key}: no such key in this configuration{near}; take it out or rename it "
+                "(`ldm config explain` lists all keys)"
+            )
+        elif isinstance(value, Mapping):
+            _check_keys(value, f"{key}.", entries)
+        else:
+            _check_leaf(key, value, entries[key])
+
+
+def _near(name: str, prefix: str, entries: Mapping[str, Any]) -> str:
+    from ldm.commands.errors import nearest
+
+    return nearest(name, [k for k in entries if "." not in k]) + "; take it out or rename it"
+
+
+def _check_leaf(key: str, value: Any, entry: Any) -> None:
+    from ldm.commands.arguments import Range, misfit, told
+    from ldm.commands.building import UNKNOWN, shown
+    from ldm.commands.schema import LEAST, hint_of
+
+    if value is UNKNOWN:
+        return
+    if entry.is_node and value is not None:
+        raise ValueError(
+            f"{key}={shown(value)}: {key} is a group of keys, not one value; set {key}.KEY=VALUE"
+        )
+    hint = hint_of(key, entry)
+    if wrong := misfit(value, hint):
+        raise ValueError(f"{key}={shown(value)}: {wrong}; set {key} to {told(hint)}")
+    allowed = Range(least=LEAST.get(key, float("-inf")))
+    if isinstance(value, int | float) and not allowed.holds(value):
+        raise ValueError(f"{key}={shown(value)}: must be {allowed}; set another {key}")
+
+
+def _given(key: str, node: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arguments that the stage hands over as objects."""
+    given = {
+        "module": ("autoencoder", "network", "tokenizer", "objective", "codec", "captions"),
+        "trainer": ("callbacks", "logger"),
+    }
+    return given.get(key, ())
+
+
+def _check_together(config: Mapping[str, Any]) -> None:
+    """What each key allows on its own and not with another."""
+    trainer, evaluation = config.get("trainer", {}), config.get("evaluation", {})
+    devices = _devices(trainer)
+    batch, turns = config["global_batch"], config["accumulate"]
+    if batch % (devices * turns):
+        raise ValueError(
+            f"global_batch={batch} does not divide by {devices} devices x accumulate={turns}; "
+            f"set global_batch to a multiple of {devices * turns}"
+        )
+    if trainer.get("accelerator") == "cpu" and str(config["precision"]).startswith("16"):
+        raise ValueError(
+            f"precision={config['precision']} needs a GPU; set precision=bf16-mixed or 32-true"
+        )
+    prompts = evaluation.get("grid_prompts")
+    if prompts is not None and not prompts:
+        raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")
+    keep = config["checkpoint"]["keep_every"]
+    if keep is not None and keep % config["checkpoint"]["every"]:
+        raise ValueError(
+            f"checkpoint.keep_every={keep} is never reached by checkpoint.every="
+            f"{config['checkpoint']['every']}; set checkpoint.keep_every to a multiple of it"
+        )
+    for split in ("train", "val"):
+        size = config.get("data", {}).get(split, {}).get("size")
+        if isinstance(size, int) and size != config["image_size"]:
+            raise ValueError(
+                f"data.{split}.size={size}, but image_size={config['image_size']}; "
+                f"set image_size={size} and leave data.{split}.size to follow it"
+            )
+
+
+def _devices(trainer: Mapping[str, Any]) -> int:
+    """As far as the configuration says; `auto` counts as one."""
+    devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
+    if isinstance(devices, list):
+        count = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        count = devices
+    else:
+        count = int(str(devices)) if str(devices).isdigit() else 1
+    return max(count, 1) * nodes

@@ -1,0 +1,152 @@
+"""`ldm export`: a trained run in the formats of other tools."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+FORMATS = ("diffusers", "compvis", "safetensors")
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb and its options."""
+    parser = subparsers.add_parser("export", help="a trained run for other tools")
+    parser.add_argument("run", help="the folder of an autoencoder or diffusion run")
+    parser.add_argument("out", help="the folder to write; it must not exist yet")
+    parser.add_argument("--to", choices=FORMATS, default="diffusers", help="(default: diffusers)")
+    parser.add_argument("--licence", default="unknown", help="goes into the model card")
+    parser.add_argument("--first-stage", help="another place of the run's first stage")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the averaged weights of the run's newest checkpoint, and a model card."""
+    from ldm.runs.folder import RunFolder
+
+    out = Path(arguments.out)
+    if out.exists():
+        raise ValueError(f"{out} exists already: name a folder that does not, or remove it")
+    stage = RunFolder(Path(arguments.run)).config().get("stage_name")
+    if stage == "autoencoder":
+        notes = _autoencoder(arguments, out)
+    elif stage == "diffusion":
+        notes = _diffusion(arguments, out)
+    else:
+        raise ValueError(
+            f"{arguments.run} holds a run of stage {stage!r}, and only autoencoder and diffusion "
+            "runs are exported; a clip run's folder clip/ is in open_clip's own format already"
+        )
+    (out / "README.md").write_text(model_card(Path(arguments.run), arguments.licence, notes))
+    print(f"wrote {out}: {notes}")
+    return 0
+
+
+def _first_stage(codec: Any) -> Any:
+    from ldm.interop.pipelines import FirstStage
+
+    return FirstStage(codec.autoencoder, codec.statistics.mean, codec.statistics.std)
+
+
+def _autoencoder(arguments: argparse.Namespace, out: Path) -> str:
+    from ldm.commands.parts import load_codec
+    from ldm.interop.pipelines import write_first_stage
+    from ldm.runs.folder import RunFolder
+
+    codec = load_codec(arguments.run)
+    config = RunFolder(Path(arguments.run)).config()
+    if arguments.to == "diffusers":
+        library, name = write_first_stage(out, _first_stage(codec), config["image_size"])
+        return _loading(library, name)
+    if arguments.to == "compvis":
+        from ldm.interop.pipelines import write_compvis
+
+        write_compvis(out, None, first=_first_stage(codec), tower=None)
+        return "model.safetensors holds first_stage_model.* with normalised latents"
+    _write_ours(out, codec.autoencoder, config)
+    return "model.safetensors holds the weights under our names, config.yaml the run's settings"
+
+
+def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
+    from omegaconf import OmegaConf
+
+    from ldm.commands.parts import load_diffusion
+    from ldm.frozen.captions import OpenClipCaptions
+    from ldm.interop.pipelines import Tower, write_compvis, write_pipeline
+    from ldm.interop.schedulers import Described
+
+    trained = load_diffusion(arguments.run, arguments.first_stage)
+    network: Any = trained.denoiser.network  # type: ignore[attr-defined]
+    if arguments.to == "safetensors":
+        _write_ours(out, network, OmegaConf.to_container(trained.config, resolve=True))
+        return "model.safetensors holds the network under our names, config.yaml the settings"
+    captions, tower = trained.captions, None
+    if isinstance(captions, OpenClipCaptions):
+        tower = Tower(captions.model, captions.tokenizer, captions.layer)
+    first = _first_stage(trained.codec)
+    if arguments.to == "compvis":
+        write_compvis(out, network, first=first, tower=tower)
+        return "model.safetensors holds all parts under the prefixes of Stable Diffusion 2.x"
+    target: Any = trained.denoiser.target  # type: ignore[attr-defined]
+    if network.time.scale != 1000:
+        raise ValueError(
+            f"this network is told {network.time.scale:g} t, and diffusers tells it 1000 t: "
+            "train with backbone.time_scale=1000"
+        )
+    described = Described(trained.denoiser.schedule, target, network.time.offset)
+    size = trained.codec.latent_shape(trained.config.image_size)[1]
+    name = write_pipeline(out, network, first=first, tower=tower, described=described, size=size)
+    index = json.loads((out / "model_index.json").read_text())
+    return f"{name}; {_loading(index['vae'][0], 'DiffusionPipeline')}"
+
+
+def _loading(library: str, name: str) -> str:
+    if library == "diffusers":
+        return f"diffusers.{name}.from_pretrained loads it"
+    return (
+        f"its autoencoder folds pixels, which diffusers has no class for: `import {library}` "
+        f"(of this package), then {name}.from_pretrained loads it"
+    )
+
+
+def _write_ours(out: Path, network: Any, config: Any) -> None:
+    import yaml
+    from safetensors.torch import save_file
+
+    out.mkdir(parents=True)
+    state = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(state, out / "model.safetensors")
+    (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def model_card(run: Path, licence: str, notes: str) -> str:
+    """What the model is, from the run's own records; nothing that they do not say."""
+    import yaml
+
+    from ldm.commands.parts import newest
+    from ldm.runs.folder import RunFolder
+
+    folder = RunFolder(run)
+    config = folder.config()
+    front = yaml.safe_dump({"license": licence, "library_name": "diffusers", "tags": ["ldm"]})
+    lines = [
+        f"---\n{front}---",
+        f"# {config.get('name', run.name)}",
+        f"A {config['stage_name']} trained with ldm, {newest(folder).step} optimizer steps of "
+        f"{config.get('global_batch')} pictures at {config.get('image_size')} pixels; "
+        "averaged weights.",
+        f"To load: {notes}.",
+        f"## Data\n\n```yaml\n{yaml.safe_dump(config.get('data'), sort_keys=False)}```",
+        f"## Last metrics of the run\n\n{_metrics(run / 'metrics.jsonl')}",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _metrics(path: Path) -> str:
+    """The last value of each metric that was logged, as a table."""
+    if not path.is_file():
+        return "None were recorded."
+    last: dict[str, Any] = {}
+    for line in path.read_text().splitlines():
+        last |= json.loads(line)
+    rows = [f"| {name} | {value} |" for name, value in sorted(last.items())]
+    return "\n".join(["| metric | value |", "|---|---|", *rows])

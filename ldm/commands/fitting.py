@@ -1,0 +1,237 @@
+"""What a training would be: its parts built on the meta device, where nothing takes memory."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from ldm.commands.building import build
+from ldm.commands.check import _devices
+from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.diffusion import Objective, Sampler
+from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.features import open_clip_features
+from ldm.models import Autoencoder
+from ldm.runs.folder import RunFolder, run_folder
+from ldm.types import Condition, draws_for_seeds
+
+TOKENS = 8  # of the text in the trial pass; no backbone asks for a number of them
+
+
+def plan(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Lines (name, value), and the same refusals as a training's. What is not there yet, a first
+    stage or the data, is a line `first`: what to do before."""
+    folder = run_folder(config.run_root, config.name)
+    yield (
+        "run",
+        f"{folder.path}" + ("  (there already: it would continue)" if folder.path.exists() else ""),
+    )
+    yield "stage", config.stage_name
+    todo: list[str] = []
+    if config.stage_name == "diffusion":
+        yield from _diffusion(config, todo)
+    elif config.stage_name == "autoencoder":
+        yield from _autoencoder(config)
+    else:
+        with torch.device("meta"):
+            yield "clip", _size(build(config.clip, "clip").model)
+    _try_optimizer(config)
+    judge = OmegaConf.select(config, "evaluation.clip")
+    width = None if judge is None else open_clip_features(judge).width
+    yield from _steps(config, todo, width)
+    for line in todo:
+        yield "first", line
+
+
+def fit(config: DictConfig) -> None:
+    """The second stage's parts, tried on each other on the meta device: ValueError names the key of
+    the one that does not fit. `latent` and `text` must be known."""
+    for argument, key in (
+        ("in_channels", "latent.channels"),
+        ("text_width", "text.width"),
+        ("pooled_width", "text.pooled_width"),
+    ):
+        asked, found = config.backbone.get(argument), OmegaConf.select(config, key)
+        ignored = argument == "pooled_width" and asked == 0
+        if asked is not None and asked != found and not ignored:
+            raise ValueError(
+                f"backbone.{argument}={asked}, but {key} is {found}; set "
+                f"backbone.{argument}='${{{key}}}', or change what gives {key}"
+            )
+    with torch.device("meta"):
+        network: nn.Module = build(config.backbone, "backbone")
+    x = torch.empty(
+        2, config.latent.channels, config.latent.size, config.latent.size, device="meta"
+    )
+    condition = Condition(
+        torch.empty(2, TOKENS, config.text.width, device="meta"),
+        torch.ones(2, TOKENS, dtype=torch.bool, device="meta"),
+        torch.empty(2, config.text.pooled_width, device="meta")
+        if config.text.pooled_width
+        else None,
+    )
+    try:
+        shape = network(x, torch.empty(2, device="meta"), condition).shape
+    except (ValueError, RuntimeError) as error:
+        size = config.latent.size
+        raise ValueError(
+            f"backbone: does not take latents of {config.latent.channels}x{size}x{size} "
+            f"with texts of width {config.text.width} ({' '.join(str(error).split())}); "
+            "set another backbone, or an image_size that fits"
+        ) from error
+    if shape != x.shape:
+        raise ValueError(
+            f"backbone: makes {list(shape[1:])} of latents {list(x.shape[1:])}; set "
+            f"backbone.out_channels={config.latent.channels}"
+        )
+    fit_sampler(config)
+
+
+def fit_sampler(config: DictConfig) -> None:
+    """The sampler, walked over the objective's schedule on one number, must end in a number."""
+    objective: Objective = build(config.diffusion, "diffusion")
+    sampler: Sampler = build(config.sampler, "sampler")
+    noise = torch.full((1, 1, 1, 1), 0.7)
+    condition = Condition(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+    try:
+        made = sampler(
+            objective.denoiser(_Nothing()), noise, condition, draws_for_seeds([0], noise.device)
+        )
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        raise ValueError(
+            f"sampler: cannot walk this schedule ({error}); set another sampler or diffusion"
+        ) from error
+    if not made.isfinite().all():
+        raise ValueError(
+            "sampler: leads to infinite numbers on this diffusion.schedule; set another sampler or "
+            "diffusion"
+        )
+
+
+class _Nothing(nn.Module):
+    """A network that predicts zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList()
+
+    def forward(self, x_t: Any, t: Any, condition: Condition) -> Any:
+        return torch.zeros_like(x_t)
+
+
+def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
+    with torch.device("meta"):
+        autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
+        extras = [build(config.module[k], f"module.{k}") for k in ("critic",) if config.module[k]]
+    size, factor = config.image_size, autoencoder.factor
+    if size % factor:
+        raise ValueError(
+            f"image_size={size} does not divide by the autoencoder's factor {factor}; "
+            "set image_size to a multiple of it"
+        )
+    side = size // factor
+    yield "network", _size(autoencoder)
+    for critic in extras:
+        yield "critic", _size(critic)
+    pixels, cells = 3 * size * size, autoencoder.latent_channels * side * side
+    yield (
+        "latents",
+        f"{autoencoder.latent_channels}x{side}x{side}, "
+        f"{pixels / cells:.0f} times fewer numbers than pixels",
+    )
+
+
+def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
+    shape = _latent_shape(config, todo)
+    captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    with open_dict(config):
+        if shape is not None:
+            _agree("latent.channels", config.latent.channels, shape[0], "the first stage")
+            _agree("latent.size", config.latent.size, shape[1], "the first stage")
+            config.latent = {"channels": shape[0], "size": shape[1]}
+        for key, found in (("width", captions.width), ("pooled_width", captions.pooled_width)):
+            _agree(f"text.{key}", config.text[key], found, "the text encoder")
+            config.text[key] = found
+    build(config.diffusion, "diffusion")
+    if config.latent.channels is None or config.latent.size is None:
+        yield "latents", "not known before the first stage is trained; the backbone was not tried"
+        fit_sampler(config)
+        return
+    yield "latents", f"{config.latent.channels}x{config.latent.size}x{config.latent.size}"
+    fit(config)
+    with torch.device("meta"):
+        yield "network", _size(build(config.backbone, "backbone"))
+
+
+def _agree(key: str, asked: int | None, found: int, whose: str) -> None:
+    if asked is not None and asked != found:
+        raise ValueError(
+            f"{key}={asked}, but {whose} has {found}; set {key}=null to take its value, "
+            "or name another one"
+        )
+
+
+def _latent_shape(config: DictConfig, todo: list[str]) -> tuple[int, int] | None:
+    folder = RunFolder(Path(config.first_stage))
+    if not folder.config_file.is_file():
+        todo.append(f"train first_stage={config.first_stage}, which is not there yet")
+        return None
+    if not (folder.path / LATENTS).is_file():
+        todo.append(f"finish first_stage={config.first_stage}: it has no {LATENTS} yet")
+        return None
+    shape = load_codec(config.first_stage).latent_shape(config.image_size)
+    return shape[0], shape[1]
+
+
+def _try_optimizer(config: DictConfig) -> None:
+    """On one weight: their constructors refuse what does not work."""
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = build(config.module.optimizer, "module.optimizer")([weight])
+    build(config.module.lr_schedule, "module.lr_schedule")(optimizer)
+
+
+def _steps(config: DictConfig, todo: list[str], width: int | None) -> Iterator[tuple[str, str]]:
+    steps, batch = config.trainer.max_steps, config.global_batch
+    seen = steps * batch
+    try:
+        train, val = (build(config.data[split], f"data.{split}") for split in ("train", "val"))
+        yield (
+            "data",
+            f"{len(train)} pictures to train, {len(val)} to validate: "
+            f"{seen / len(train):.1f} epochs",
+        )
+        yield from _validation(config, len(val), width)
+    except FileNotFoundError as error:
+        todo.append(f"make the data: {error}")
+    yield "steps", f"{steps} of {batch} pictures, {seen:,} pictures in all"
+    devices = _devices(config.trainer)
+    per_device = batch // devices // config.accumulate
+    yield "batch", f"{batch} = {devices} devices x {per_device} x {config.accumulate} turns"
+    yield "precision", precision_of(config.precision)
+    saved = math.ceil(steps / config.checkpoint.every)
+    yield "saves", f"{saved} checkpoints, every {config.checkpoint.every} steps"
+    yield "looks", f"every {config.evaluation.every} steps"
+
+
+def _validation(config: DictConfig, count: int, width: int | None) -> Iterator[tuple[str, str]]:
+    """What can be measured with so many pictures."""
+    prompts = OmegaConf.select(config, "evaluation.prompts")
+    if prompts is None or width is None:
+        return
+    if prompts > count:
+        yield "note", f"evaluation.prompts={prompts}, but there are {count} captions: all are used"
+    if min(prompts, count) <= width:
+        yield (
+            "note",
+            f"{min(prompts, count)} samples against {width} features: the Fréchet distance is "
+            f"biased upwards; compare only runs with equal evaluation.prompts",
+        )
+
+
+def _size(module: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{count / 1e6:.2f} M parameters, {4 * count / 1e6:.0f} MB in float32"

@@ -1,0 +1,129 @@
+"""`ldm report`: one HTML file about one or several runs, to send to a colleague."""
+
+import argparse
+import base64
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HEADLINES = ("sample/", "reconstruction/", "val/", "time/images_per_second")
+POINTS = 600  # of a curve; more cannot be seen
+PICTURES = 12  # of a run, evenly over time
+
+
+def add_parser(subparsers: Any) -> None:
+    """The verb and its options."""
+    parser = subparsers.add_parser("report", help="one self-contained HTML file about runs")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--out", default="report.html", metavar="HTML")
+    parser.set_defaults(func=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the file; FileNotFoundError where a folder is no run."""
+    from ldm.assets import resolve
+
+    stories = [story(Path(path)) for path in arguments.runs]
+    template = Path(resolve("asset:report.html")).read_text(encoding="utf-8")
+    title = html.escape(" · ".join(one["name"] for one in stories))
+    # "</script>" inside the data would end the element.
+    data = json.dumps(stories, allow_nan=False).replace("</", "<\\/")
+    page = template.replace("__TITLE__", title).replace("__DATA__", data)
+    Path(arguments.out).write_text(page, encoding="utf-8")
+    print(f"{arguments.out}: {len(page) / 1e6:.1f} MB, opens anywhere")
+    return 0
+
+
+def story(path: Path) -> dict[str, Any]:
+    """What the page shows of a run, as JSON's kinds of values."""
+    from ldm.commands.runs import age
+    from ldm.runs.table import history, read_row
+
+    row = read_row(path)
+    if row is None:
+        raise FileNotFoundError(f"{path}: not a run folder; name a folder that train.py wrote")
+    curves = history(path / "metrics.jsonl")
+    config = path / "config.yaml"
+    steps = f"{row.step}" + (f" of {row.steps}" if row.steps else "")
+    return {
+        "name": row.name,
+        "summary": f"{row.stage}, {row.state.name}, step {steps}, {age(row.changed)} ago",
+        "headline": {n: v[-1] for n, (_, v) in curves.items() if n.startswith(HEADLINES)},
+        "history": {name: _thinned(*curve) for name, curve in curves.items()},
+        "samples": _samples(path / "samples"),
+        "prompts": _prompts(path),
+        "warnings": _warnings(row, curves),
+        "provenance": _provenance(path),
+        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+    }
+
+
+def _thinned(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+    """Evenly, with both ends."""
+    count = len(steps)
+    if count <= POINTS:
+        return steps, values
+    kept = [round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)]
+    return [steps[i] for i in kept], [values[i] for i in kept]
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(folder.glob("*.png")):
+        if match := re.fullmatch(r"(.+)-(\d+)", path.stem):
+            found.append((int(match[2]), match[1], path))
+    found.sort()
+    if len(found) > PICTURES:
+        last = len(found) - 1
+        found = [found[round(i * last / (PICTURES - 1))] for i in range(PICTURES)]
+    return [
+        {
+            "step": step,
+            "kind": kind,
+            "image": "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode(),
+        }
+        for step, kind, path in found
+    ]
+
+
+def _prompts(path: Path) -> list[str]:
+    import yaml
+
+    try:
+        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        return [str(prompt) for prompt in config["evaluation"]["grid_prompts"] or []]
+    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        return []
+
+
+def _warnings(row: Any, curves: dict[str, Any]) -> list[str]:
+    found = []
+    if row.state.name in ("failed", "interrupted", "stale"):
+        found.append(f"This run is {row.state.name}. {row.state.error}".strip())
+    waits = curves.get("time/data_wait_share", ([], []))[1]
+    if waits and sum(waits) / len(waits) > 0.2:
+        share = sum(waits) / len(waits)
+        found.append(f"{share:.0%} of the time was spent waiting for data: raise workers.")
+    return found
+
+
+def _provenance(path: Path) -> dict[str, str]:
+    from ldm.commands.runs import provenance_of
+    from ldm.runs.compare import recorded_data
+
+    starts = provenance_of(path)
+    if not starts:
+        return {}
+    last = starts[-1]
+    shown = {
+        "command": " ".join(last.get("command", [])),
+        "commit": str(last.get("commit") or "none")
+        + (" with uncommitted changes" if (path / "uncommitted.diff").is_file() else ""),
+        "started": ", ".join(str(one.get("time")) for one in starts),
+        "python": str(last.get("python")),
+        "packages": ", ".join(f"{k} {v}" for k, v in last.get("packages", {}).items()),
+        **{f"data, {split}": str(value) for split, value in recorded_data(path).items()},
+    }
+    return {name: text for name, text in shown.items() if text}

@@ -1,0 +1,56 @@
+"""Any denoising network of diffusers that has a counterpart here."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ldm.interop.dit import DIFFUSERS_CLASS as DIT_CLASS
+from ldm.interop.dit import diffusers_dit_table, dit_arguments
+from ldm.interop.mmdit import DIFFUSERS_CLASS as MMDIT_CLASS
+from ldm.interop.mmdit import mmdit_arguments, mmdit_table
+from ldm.interop.unet import DIFFUSERS_CLASS as UNET_CLASS
+from ldm.interop.unet import diffusers_names, unet_arguments, unet_table
+from ldm.models import DiT, MMDiT, UNet
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def network_from_diffusers(
+    config: Mapping[str, Any], state: Mapping[str, Tensor], source: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with its weights, and the arguments that build it.
+
+    ValueError for a class without counterpart, a setting that ours does not have, or tensors that
+    do not fit. Memory is taken once: the network is built without numbers and given the tensors.
+    """
+    kind = config.get("_class_name")
+    network: nn.Module
+    if kind == UNET_CLASS:
+        arguments = unet_arguments(config)
+        network = unet = _blank(UNet, arguments)
+        convolutions = any(
+            name.endswith("proj_in.weight") and value.ndim == 4 for name, value in state.items()
+        )
+        table = unet_table(unet, diffusers_names(config), convolutions=convolutions)
+    elif kind == DIT_CLASS:
+        arguments = dit_arguments(config)
+        network = dit = _blank(DiT, arguments)
+        table = diffusers_dit_table(dit)
+    elif kind == MMDIT_CLASS:
+        arguments = mmdit_arguments(config)
+        network = mmdit = _blank(MMDiT, arguments)
+        table = mmdit_table(mmdit, config.get("sample_size", 128))
+    else:
+        raise ValueError(
+            f"{source}: {kind} is not known here; known are {UNET_CLASS}, {DIT_CLASS}, "
+            f"{MMDIT_CLASS} and AutoencoderKL"
+        )
+    network.load_state_dict(table.take(state, source), assign=True)
+    return network, arguments
+
+
+def _blank(kind: type[N], arguments: Mapping[str, Any]) -> N:
+    with torch.device("meta"):
+        return kind(**arguments)

@@ -1,0 +1,189 @@
+"""Sixty planted mistakes, each refused by its key and with a remedy before anything is built, and
+every shipped experiment and choice passes."""
+
+import pytest
+
+from ldm.commands.check import checked
+from ldm.commands.composing import choices, composed
+from ldm.commands.errors import CONF, explain
+from ldm.commands.fitting import plan
+
+AUTOENCODER, DIFFUSION, CLIP = ("emoji/autoencoder", "emoji/diffusion", "emoji/clip")
+
+# (experiment, what is typed, the key that the message must name, a word of the remedy)
+MISTAKES = [
+    # keys that do not exist
+    (AUTOENCODER, "trainer.max_step=3", "trainer.max_step", "max_steps"),
+    (AUTOENCODER, "+trainer.max_step=3", "trainer.max_step", "'max_steps'"),
+    (AUTOENCODER, "+autoencoder.widht=3", "autoencoder.widht", "'width'"),
+    (AUTOENCODER, "+learning_rate=1e-4", "learning_rate", "take it out"),
+    (AUTOENCODER, "lr=1e-4", "lr", "module.optimizer.lr"),
+    (AUTOENCODER, "+sampler=heun", "sampler", "take it out"),
+    (AUTOENCODER, "+backbone=dit_tiny", "backbone", "take it out"),
+    (AUTOENCODER, "+evaluation.evry=3", "evaluation.evry", "'every'"),
+    (AUTOENCODER, "+checkpoint.keep_evry=3", "checkpoint.keep_evry", "'keep_every'"),
+    (AUTOENCODER, "+globl_batch=8", "globl_batch", "'global_batch'"),
+    (AUTOENCODER, "+module.ema=0.9", "module.ema", "ema_decay"),
+    (AUTOENCODER, "+module.optimizer.learning_rate=1", "module.optimizer.learning_rate", "take"),
+    (AUTOENCODER, "+module.lr_schedule.warmups=1", "module.lr_schedule.warmups", "'warmup'"),
+    (AUTOENCODER, "+module.loss.edge=1", "module.loss.edge", "'edges'"),
+    (DIFFUSION, "+diffusion.weight.gama=3", "diffusion.weight.gama", "take it out"),
+    (DIFFUSION, "+sampler.grid.step=3", "sampler.grid.step", "take it out"),
+    (DIFFUSION, "+backbone.chanels=[32]", "backbone.chanels", "'channels'"),
+    (DIFFUSION, "+text.encoder.layers=1", "text.encoder.layers", "'layer'"),
+    (DIFFUSION, "+data.train.sise=32", "data.train.sise", "'size'"),
+    (DIFFUSION, "+data.test.size=32", "data.test", "take it out"),
+    (DIFFUSION, "+autoencoder.width=8", "autoencoder", "take it out"),
+    (CLIP, "+clip.dim=64", "clip.dim", "embed_dim"),
+    # choices that do not exist
+    (AUTOENCODER, "autoencoder=emojy", "autoencoder", "'emoji'"),
+    (AUTOENCODER, "critic=non", "critic", "'none'"),
+    (DIFFUSION, "backbone=unet_emojy", "backbone", "'unet_emoji'"),
+    (DIFFUSION, "sampler=huen", "sampler", "'heun'"),
+    (DIFFUSION, "data=emoij", "data", "'emoji'"),
+    (DIFFUSION, "trainer=gpus", "trainer", "'gpu'"),
+    # types
+    (AUTOENCODER, "seed=abc", "seed", "whole number"),
+    (AUTOENCODER, "global_batch=32.5", "global_batch", "whole number"),
+    (AUTOENCODER, "image_size=big", "image_size", "whole number"),
+    (AUTOENCODER, "precision=bf16mixed", "precision", "'bf16-mixed'"),
+    (AUTOENCODER, "checkpoint=5", "checkpoint", ""),
+    (AUTOENCODER, "checkpoint.keep_every=often", "checkpoint.keep_every", "whole number"),
+    (AUTOENCODER, "trainer.max_steps=1e4x", "trainer.max_steps", "whole number"),
+    (AUTOENCODER, "trainer.gradient_clip_val=some", "trainer.gradient_clip_val", "number"),
+    (AUTOENCODER, "autoencoder.width=wide", "autoencoder.width", "whole number"),
+    (AUTOENCODER, "autoencoder.multipliers=2", "autoencoder.multipliers", "list"),
+    (AUTOENCODER, "autoencoder.multipliers=[1,x]", "autoencoder.multipliers", "list"),
+    (AUTOENCODER, "module.optimizer.lr=abc", "module.optimizer.lr", "number"),
+    (DIFFUSION, "module.optimizer.betas=0.9", "module.optimizer.betas", "list"),
+    (DIFFUSION, "module.optimizer.fused=yes_please", "module.optimizer.fused", "true"),
+    (AUTOENCODER, "module.loss=l2", "module.loss", "ReconstructionLoss"),
+    (DIFFUSION, "backbone.channels=abc", "backbone.channels", "list"),
+    (DIFFUSION, "diffusion.stratified=1", "diffusion.stratified", "true or false"),
+    (DIFFUSION, "evaluation.guidance=strong", "evaluation.guidance", "number"),
+    (DIFFUSION, "evaluation.grid_prompts=apple", "evaluation.grid_prompts", "list"),
+    (DIFFUSION, "data.train.flip=3", "data.train.flip", "true or false"),
+    (DIFFUSION, "sampler.grid=uniform", "sampler.grid", "Grid"),
+    # ranges
+    (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
+    (AUTOENCODER, "workers=-1", "workers", "at least 0"),
+    (AUTOENCODER, "log_every=0", "log_every", "at least 1"),
+    (AUTOENCODER, "trainer.max_steps=0", "trainer.max_steps", "at least 1"),
+    (AUTOENCODER, "module.ema_decay=1.5", "module.ema_decay", "less than 1"),
+    (AUTOENCODER, "module.optimizer.lr=-1e-3", "module.optimizer.lr", "more than 0"),
+    (AUTOENCODER, "module.optimizer.lr=.nan", "module.optimizer.lr", "more than 0"),
+    (DIFFUSION, "sampler.steps=0", "sampler.steps", "at least 1"),
+    (DIFFUSION, "module.condition_dropout=1.0", "module.condition_dropout", "less than 1"),
+    (DIFFUSION, "evaluation.prompts=1", "evaluation.prompts", "at least 2"),
+    (DIFFUSION, "backbone.channels=[0,32]", "backbone.channels", "at least 1"),
+    # targets and parts in the wrong place
+    (DIFFUSION, "backbone._target_=ldm.models.Unet", "backbone._target_", "'UNet'"),
+    (DIFFUSION, "backbone._target_=os.system", "backbone._target_", "ldm."),
+    (
+        DIFFUSION,
+        "diffusion.schedule._target_=ldm.diffusion.Velocity",
+        "diffusion.schedule",
+        "_target_",
+    ),
+    (
+        AUTOENCODER,
+        "module.critic={_target_: ldm.models.L1}",
+        "module.critic",
+        "CriticLoss",
+    ),
+    # parts that exclude each other
+    (AUTOENCODER, "accumulate=5", "global_batch", "multiple of 5"),
+    (AUTOENCODER, "trainer.devices=3", "global_batch", "multiple of 3"),
+    (AUTOENCODER, "image_size=60", "image_size", "multiple"),
+    (AUTOENCODER, "module.lr_schedule.warmup=30000", "lr_schedule.warmup", "shorter warmup"),
+    (AUTOENCODER, "checkpoint.keep_every=700", "checkpoint.keep_every", "multiple"),
+    (AUTOENCODER, "data.val.size=32", "data.val.size", "image_size=32"),
+    (AUTOENCODER, "evaluation.clip=nowhere", "nowhere", ""),
+    (AUTOENCODER, "autoencoder.groups=7", "autoencoder", ""),
+    (AUTOENCODER, "name=../x", "name", "set name="),
+    (DIFFUSION, "text.width=128", "text.width", "null"),
+    (DIFFUSION, "+latent={channels: 8, size: 7}", "backbone", "image_size"),
+    (DIFFUSION, "backbone.text_width=77", "backbone.text_width", "text.width"),
+    (DIFFUSION, "backbone.in_channels=3", "backbone.in_channels", "latent.channels"),
+    (DIFFUSION, "backbone.heads=[1]", "backbone", "each one entry a level"),
+]
+
+
+def verdict(experiment, *overrides):
+    """What the terminal would show, or None."""
+    try:
+        config = composed([f"experiment={experiment}", *overrides])
+        checked(config)
+        list(plan(config))
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
+            raise
+        return explain(error, [f"experiment={experiment}", *overrides])
+    return None
+
+
+@pytest.mark.parametrize(("experiment", "typed", "key", "remedy"), MISTAKES)
+def test_a_planted_mistake_is_refused_by_its_key_with_a_remedy(experiment, typed, key, remedy):
+    sized = "latent" in typed or experiment != DIFFUSION
+    said = verdict(experiment, *([] if sized else ["latent={channels: 8, size: 8}"]), typed)
+    assert said is not None, f"{typed} was let through"
+    assert "\n" not in said
+    assert key in said
+    assert remedy in said
+
+
+def test_sixty_at_least():
+    assert len(MISTAKES) >= 60
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_shipped_experiment_passes(experiment):
+    config = composed([f"experiment={experiment}", "+data.folder=nowhere"])
+    if "folder" not in composed([f"experiment={experiment}"]).data:
+        config = composed([f"experiment={experiment}"])
+    checked(config)
+    lines = dict(plan(config))
+    assert lines["stage"] == config.stage_name
+    assert f"{config.trainer.max_steps} of {config.global_batch} pictures" in lines["steps"]
+
+
+@pytest.mark.parametrize(
+    ("group", "stage"),
+    [
+        *[(group, DIFFUSION) for group in ("backbone", "diffusion", "sampler", "text", "trainer")],
+        *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
+    ],
+)
+def test_every_choice_passes(group, stage):
+    for choice in choices(group):
+        checked(composed([f"experiment={stage}", f"{group}={choice}", "global_batch=64"]))
+
+
+def test_a_key_in_an_experiment_file_that_nobody_reads_is_refused(tmp_path, monkeypatch):
+    for path in CONF.rglob("*.yaml"):
+        copy = tmp_path / path.relative_to(CONF)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text())
+    typo = tmp_path / "experiment" / "typo.yaml"
+    typo.write_text(
+        "# @package _global_\nname: x\nmodule: {ema_decai: 0.5}\ntrainer: {mx_steps: 3}"
+    )
+    monkeypatch.setattr("ldm.commands.composing.CONF", tmp_path)
+    said = verdict("typo", "stage=autoencoder")
+    assert "module.ema_decai" in said
+    assert "did you mean 'ema_decay'" in said
+
+
+def test_a_plan_says_what_is_missing_and_what_it_measured():
+    lines = dict(plan(composed(["experiment=emoji/diffusion", "first_stage=nowhere"])))
+    assert "first_stage=nowhere" in lines["first"]
+    lines = dict(plan(composed(["experiment=emoji/autoencoder", "autoencoder=tiny"])))
+    assert lines["latents"].startswith("8x16x16")
+
+
+def test_the_checks_leave_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert verdict(AUTOENCODER) is None
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,266 @@
+"""`ldm import` and `ldm export` on whole folders."""
+
+import argparse
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+import ldm.interop.patched  # noqa: F401  diffusers loads classes of modules imported already
+from ldm.commands import export, importing
+from ldm.commands.parts import load_codec, load_diffusion
+from ldm.diffusion import DDIM, Betas, Noise
+from ldm.diffusion.guidance import Guided
+from ldm.frozen.clip import new_clip, save_clip
+from ldm.interop.compvis import UNET, part
+from ldm.interop.files import read_weights
+from ldm.interop.initialise import initialise
+from ldm.interop.pipelines import FirstStage, Tower, write_compvis, write_pipeline
+from ldm.interop.schedulers import Described
+from ldm.models import KLAutoencoder, UNet
+from ldm.runs.checkpoints import STATE, write_checkpoint
+
+CLIP = {
+    "embed_dim": 12,
+    "vision": {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16},
+    "text": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+STAGE = {"latent_channels": 4, "width": 32, "multipliers": [1, 2], "blocks": 1}
+SHAPE = {
+    "in_channels": 4,
+    "text_width": 16,
+    "channels": [64, 64],
+    "depths": [0, 1],
+    "heads": [1, 1],
+    "attend_padding": True,
+    "time_offset": -1.0,
+}
+
+
+def parsed(command, *words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    return parser.parse_args(list(words))
+
+
+def random_parts() -> tuple[UNet, FirstStage, Tower]:
+    torch.manual_seed(0)
+    network, autoencoder = UNet(**SHAPE).eval(), KLAutoencoder(**STAGE).eval()
+    clip = new_clip(**CLIP)
+    for module in (network, autoencoder):
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.5 * parameter[0].numel() ** -0.5)
+    return network, FirstStage(autoencoder, (0.1,) * 4, (2.0,) * 4), Tower(*clip)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    network, first, tower = random_parts()
+    described = Described(Betas(0.00085, 0.012, 2.0), Noise(), -1.0)
+    folder = tmp_path / "pipeline"
+    write_pipeline(folder, network, first=first, tower=tower, described=described, size=4)
+    return folder
+
+
+def test_a_pipeline_comes_in_part_by_part(pipeline: Path, tmp_path: Path) -> None:
+    out = tmp_path / "parts"
+    arguments = parsed(importing, "import", str(pipeline), str(out), "--image-size", "16")
+    assert arguments.func(arguments) == 0
+    theirs = AutoencoderKL.from_pretrained(pipeline / "vae")
+    codec = load_codec(str(out / "first_stage"))
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(codec.encode(image), theirs.encode(image).latent_dist.mean)
+    node = yaml.safe_load((out / "backbone" / "backbone.yaml").read_text())
+    assert node.pop("_target_") == "ldm.models.UNet"
+    network = UNet(**node)
+    account = initialise(network, load_file(out / "backbone" / "model.safetensors"))
+    assert (account.resized, account.fresh, account.unused) == ((), (), ())
+    wanted = random_parts()[0].state_dict()
+    assert all(torch.equal(wanted[n], v) for n, v in network.state_dict().items())
+    diffusion = yaml.safe_load((out / "diffusion.yaml").read_text())
+    assert diffusion["schedule"] == {
+        "_target_": "ldm.diffusion.Betas",
+        "first": 0.00085,
+        "last": 0.012,
+        "power": 2.0,
+        "steps": 1000,
+    }
+
+
+def test_a_compvis_checkpoint_comes_in_and_goes_out(tmp_path: Path) -> None:
+    network, first, tower = random_parts()
+    write_compvis(tmp_path / "sd", network, first=first, tower=tower)
+    out = tmp_path / "parts"
+    source = str(tmp_path / "sd" / "model.safetensors")
+    arguments = parsed(importing, "import", source, str(out), "--scale", "1", "--image-size", "16")
+    assert arguments.func(arguments) == 0
+    back = load_file(out / "backbone" / "model.safetensors")
+    assert all(torch.equal(back[n], v) for n, v in network.state_dict().items())
+    codec = load_codec(str(out / "first_stage"))
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latent = (first.autoencoder.encode(image).mean - 0.1) / 2
+    torch.testing.assert_close(codec.encode(image), latent, atol=1e-5, rtol=1e-5)
+
+
+def test_diffusers_reads_our_compvis_checkpoint_as_we_mean_it(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    """Its own converter, on our file, with our U-Net's config: the same tensors as our folder."""
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    network, first, tower = random_parts()
+    write_compvis(tmp_path / "sd", network, first=first, tower=tower)
+    unet = StableDiffusionPipeline.from_pretrained(pipeline).unet
+    theirs = convert_ldm_unet_checkpoint(
+        load_file(tmp_path / "sd" / "model.safetensors"), dict(unet.config)
+    )
+    ours = unet.state_dict()
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[n], v) for n, v in ours.items())
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Folders as trainings leave them."""
+    network, first, tower = random_parts()
+    arguments = parsed(importing, "import", "x", "y")
+    importing._write_first_stage(
+        tmp_path, first.autoencoder, STAGE, (0.1, 2.0), arguments.image_size
+    )
+    save_clip(tmp_path / "clip", tower.model, CLIP)
+    config = {
+        "name": "trained",
+        "stage_name": "diffusion",
+        "image_size": 8,
+        "global_batch": 2,
+        "data": {"train": "shards"},
+        "first_stage": str(tmp_path / "first_stage"),
+        "backbone": {"_target_": "ldm.models.UNet", **SHAPE},
+        "diffusion": {
+            "_target_": "ldm.diffusion.Objective",
+            "schedule": {"_target_": "ldm.diffusion.Betas"},
+            "target": {"_target_": "ldm.diffusion.Noise"},
+            "times": {"_target_": "ldm.diffusion.Uniform"},
+        },
+        "text": {
+            "encoder": {
+                "_target_": "ldm.frozen.captions.OpenClipCaptions",
+                "clip": {
+                    "_target_": "ldm.frozen.clip.load_clip",
+                    "folder": str(tmp_path / "clip"),
+                },
+            }
+        },
+    }
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "metrics.jsonl").write_text('{"step": 7, "val/loss": 0.5}\n')
+    state = {f"average.{n}": v for n, v in network.state_dict().items()}
+    write_checkpoint(run / "checkpoints", 7, lambda d: torch.save({"state_dict": state}, d / STATE))
+    return run
+
+
+def test_an_exported_run_gives_our_pictures_in_diffusers(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = parsed(export, "export", str(trained), str(out), "--licence", "cc0-1.0")
+    assert arguments.func(arguments) == 0
+    card = (out / "README.md").read_text()
+    assert "license: cc0-1.0" in card
+    assert "7 optimizer steps" in card
+    assert "| val/loss | 0.5 |" in card
+    theirs = DiffusionPipeline.from_pretrained(out)
+    theirs.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 4, 4, 4)
+    prompts = ["red apple", "cat"]
+    drawn = theirs(
+        prompts, num_inference_steps=4, guidance_scale=2.0, latents=noise, output_type="pt"
+    ).images
+    ours = load_diffusion(str(trained))
+    guided = Guided(ours.denoiser, ours.captions(["", ""]), 2.0)
+    with torch.no_grad():
+        latent = DDIM(steps=4)(guided, noise, ours.captions(prompts), None)
+        pictures = (ours.codec.decode(latent) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(drawn, pictures, atol=1e-4, rtol=0)
+
+
+def test_compvis_code_knows_groups_of_32_only(tmp_path: Path) -> None:
+    _network, first, tower = random_parts()
+    other = UNet(**(SHAPE | {"groups": 16}))
+    with pytest.raises(ValueError, match="32 groups"):
+        write_compvis(tmp_path, other, first=first, tower=tower)
+
+
+@pytest.mark.parametrize("form", ["compvis", "safetensors"])
+def test_other_formats_hold_the_averaged_weights(trained: Path, tmp_path: Path, form: str) -> None:
+    out = tmp_path / "out"
+    arguments = parsed(export, "export", str(trained), str(out), "--to", form)
+    assert arguments.func(arguments) == 0
+    state = load_file(out / "model.safetensors")
+    if form == "compvis":
+        assert part(state, UNET)["out.2.bias"].shape == (4,)
+    else:
+        wanted = random_parts()[0].state_dict()
+        assert all(torch.equal(state[n], v) for n, v in wanted.items())
+
+
+def test_what_exists_is_not_overwritten(trained: Path) -> None:
+    arguments = parsed(export, "export", str(trained), str(trained))
+    with pytest.raises(ValueError, match="exists already"):
+        arguments.func(arguments)
+
+
+class Code:
+    """A pickle that would run code when it is read."""
+
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {"weight": torch.ones(1)}, "extra": Code()}, file)
+    with pytest.raises(ValueError, match="a pickle can run any code"):
+        read_weights(file)
+    file.write_bytes(pickle.dumps(Code()))
+    with pytest.raises(ValueError, match="a pickle can run any code"):
+        read_weights(file)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_hub_name_says_what_to_do(tmp_path: Path) -> None:
+    arguments = parsed(importing, "import", "stabilityai/some-model", str(tmp_path / "out"))
+    with pytest.raises(FileNotFoundError, match="not fetched, so download it"):
+        arguments.func(arguments)
+
+
+def test_an_unknown_pipeline_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
+    arguments = parsed(importing, "import", str(tmp_path), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="KandinskyPipeline is not known here; known are Stable"):
+        arguments.func(arguments)
+
+
+def test_starting_from_weights_that_nearly_fit_accounts_for_each() -> None:
+    source, *_ = random_parts()
+    wider = UNet(**(SHAPE | {"in_channels": 9, "pooled_width": 3}))
+    state = source.state_dict() | {"old.weight": torch.ones(1)}
+    account = initialise(wider, state)
+    assert account.resized == ("enter.weight",)
+    assert all(name.startswith("pooled.") for name in account.fresh)
+    assert account.unused == ("old.weight",)
+    assert len(account.kept) == len(source.state_dict()) - 1
+    assert torch.equal(wider.enter.weight[:, :4], source.enter.weight)
+    assert not wider.enter.weight[:, 4:].any()
+    assert "1 resized: enter.weight" in str(account)
+    with pytest.raises(ValueError, match="another architecture"):
+        initialise(torch.nn.Linear(2, 2), source.state_dict())

@@ -27,8 +27,8 @@ def add_parser(subparsers: Any) -> None:
         "quickstart", help="train both stages on shipped pictures, then sample: about ten minutes"
     )
     parser.add_argument("--run-root", default="runs", help="where runs go (default: runs)")
-    parser.add_argument("--autoencoder-steps", type=int, default=700, metavar="N")
-    parser.add_argument("--diffusion-steps", type=int, default=900, metavar="N")
+    parser.add_argument("--autoencoder-steps", type=int, default=600, metavar="N")
+    parser.add_argument("--diffusion-steps", type=int, default=800, metavar="N")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), metavar="N", help="to draw")
     parser.add_argument(
         "override", nargs="*", help="key=value for both trainings, such as global_batch=32"

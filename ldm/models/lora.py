@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,7 +23,7 @@ class LowRank(nn.Module):
                 f"{base.out_features} layer: set 1 to {min(base.in_features, base.out_features)}"
             )
         self.base = base.requires_grad_(False)
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
+        like: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.down = nn.Parameter(torch.randn(rank, base.in_features, **like) / rank)
         self.up = nn.Parameter(torch.zeros(base.out_features, rank, **like))
         self.scale = scale

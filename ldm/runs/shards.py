@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 _BETWEEN = "|"  # occurs in no parameter's name
 
@@ -44,14 +46,14 @@ def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def write_shards(folder: Path, tree: Mapping[str, Any]) -> None:
     """Every rank calls it, and writes what it holds."""
-    writer = dcp.FileSystemWriter(folder, overwrite=False)
+    writer = FileSystemWriter(folder, overwrite=False)
     with _quiet():
-        dcp.save(flat(tree), storage_writer=writer, no_dist=not distributed.is_initialized())
+        save(flat(tree), storage_writer=writer, no_dist=not distributed.is_initialized())
 
 
 def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Flat name -> shape and type of each whole tensor."""
-    metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {
         name: (entry.size, entry.properties.dtype)
         for name, entry in metadata.items()
@@ -66,7 +68,7 @@ def read_shards(folder: Path, into: Mapping[str, Tensor] | None = None) -> dict[
     if into is None:
         into = {name: torch.empty(size, dtype=t) for name, (size, t) in shapes(folder).items()}
     with _quiet():
-        dcp.load(dict(into), storage_reader=dcp.FileSystemReader(folder), no_dist=alone)
+        load(dict(into), storage_reader=FileSystemReader(folder), no_dist=alone)
     return nested(into)
 
 

@@ -1,5 +1,7 @@
 """What all ranks must know at the same step: that one was told to stop, or cannot go on."""
 
+from typing import Any
+
 import torch
 import torch.distributed as distributed
 
@@ -12,10 +14,10 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._group = None
+        self._group: Any = None
         if distributed.is_available() and distributed.is_initialized():
             self._group = distributed.new_group(backend="gloo")
-        self._pending: tuple[torch.Tensor, distributed.Work] | None = None
+        self._pending: tuple[torch.Tensor, Any] | None = None
 
     def tell(self, number: int) -> int:
         """Every rank calls it, equally often."""

@@ -36,7 +36,7 @@ class TensorBoard(TensorBoardLogger):
     steps behind it."""
 
     def __init__(self, folder: Path, axis: StepAxis, after: int | None = None) -> None:
-        purge = {} if after is None else {"purge_step": after + 1}
+        purge: dict[str, Any] = {} if after is None else {"purge_step": after + 1}
         super().__init__(str(folder.parent), name="", version=folder.name, **purge)
         self.axis = axis
 

@@ -22,7 +22,7 @@ COUNTER = "step"  # torch's optimizers keep it as a tensor, and some of them on 
 
 def optimizer_state(module: nn.Module, optimizer: Optimizer) -> Named:
     """Parameter's name -> its entries; numbers become tensors."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
     return {
         names[parameter]: {key: torch.as_tensor(value) for key, value in entries.items()}
         for parameter, entries in optimizer.state.items()
@@ -74,7 +74,7 @@ def restore(trainer: L.Trainer, module: L.LightningModule, state: Mapping[str, A
 def stand_at(trainer: L.Trainer, step: int) -> None:
     """Set Lightning's counters as they are after that many whole optimizer steps."""
     loop = trainer.fit_loop.epoch_loop
-    batches = loop.batch_progress.total
+    batches: Any = loop.batch_progress.total
     turns = step * trainer.accumulate_grad_batches
     batches.ready = batches.started = batches.processed = batches.completed = turns
     steps = loop.automatic_optimization.optim_progress.optimizer.step.total

@@ -34,7 +34,7 @@ class Blocks(L.Callback):
             trained = any(parameter.requires_grad for parameter in network.parameters())
             for number, block in enumerate(blocks_of(network)):
                 if trained and self.recompute_every and number % self.recompute_every == 0:
-                    block.forward = recomputed(block)  # type: ignore[method-assign]
+                    block.forward = recomputed(block)
             if self.compile and blocks_of(network):
                 compile_blocks(network)
 

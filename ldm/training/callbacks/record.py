@@ -49,7 +49,7 @@ class StepRecord(L.Callback):
         losses, self._losses = torch.stack(self._losses), []
         self._seconds.append(time.monotonic() - self._at)
         self._useful += self._seconds[-1]
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             module.log_dict(self._measured(trainer, module, losses))
             self._seconds.clear()
 

@@ -100,8 +100,8 @@ def is_ill_posed(schedule, target, times, weight):
     reaches_pure_noise = not isinstance(schedule, Betas | UnitVariance)
     if isinstance(target, Noise) and reaches_pure_noise:
         return True
-    if isinstance(target, Velocity) and isinstance(schedule, Sigmoid | UnitVariance):
-        return True  # vertical, or standing still, at t = 1
+    if isinstance(target, Velocity) and isinstance(schedule, Sigmoid):
+        return True  # alpha falls vertically at t = 1
     like_snr = isinstance(target, Data) and isinstance(weight, EDM | TruncatedSNR)
     smooth_start = not isinstance(schedule, Betas | Sigmoid | ZeroTerminalSNR)  # sigma ~ t or less
     if like_snr and isinstance(schedule, UnitVariance):

@@ -56,5 +56,5 @@ def read_picture(path: Path, size: int) -> Any:
         picture = to_rgb(opened, colour_of("white"))
     except Exception as error:
         raise ValueError(f"{path} is no picture that can be decoded ({error})") from None
-    window, _ = cut_out(picture, (size, size), (0.5, 0.5))
+    window, _ = cut_out(np.array(picture), (size, size), (0.5, 0.5))
     return normalise(torch.from_numpy(np.array(window)).permute(2, 0, 1)[None])

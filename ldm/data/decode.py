@@ -7,9 +7,11 @@ from typing import Literal
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
 from PIL import ImageColor, ImageOps
+from torch.nn.functional import interpolate
 
 Crop = Literal["centre", "random"]
 Pixels = NDArray[np.uint8]  # H W 3
@@ -48,8 +50,9 @@ class Decoder:
         if picture.format == "JPEG" and picture.mode == "RGB" and turned == 1:
             return self.jpeg(raw, (picture.height, picture.width), shape, where)
         original = (picture.height, picture.width) if turned < 5 else picture.size
-        part, corner = cut_out(to_rgb(upright(picture), self.background), shape, where)
-        return np.array(part), Window(original, corner)
+        pixels = np.array(to_rgb(upright(picture), self.background))
+        part, corner = cut_out(pixels, shape, where)
+        return part, Window(original, corner)
 
     def jpeg(
         self,
@@ -59,11 +62,8 @@ class Decoder:
         where: tuple[float, float],
     ) -> tuple[Pixels, Window]:
         """The same for an upright RGB JPEG, whose `stored` (height, width) is known."""
-        pixels = _jpeg(raw, stored, shape)
-        if pixels.shape[:2] == shape:
-            return pixels, Window(stored, (0, 0))
-        part, corner = cut_out(Picture.fromarray(pixels), shape, where)
-        return np.array(part), Window(stored, corner)
+        part, corner = cut_out(_jpeg(raw, stored, shape), shape, where)
+        return part, Window(stored, corner)
 
 
 def _jpeg(raw: bytes, stored: tuple[int, int], shape: tuple[int, int]) -> Pixels:
@@ -139,20 +139,23 @@ def _bytes_of_floats(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def cut_out(
-    picture: Picture.Image, shape: tuple[int, int], where: tuple[float, float]
-) -> tuple[Picture.Image, tuple[int, int]]:
-    """The part that `Decoder` describes, and its (top, left) in the scaled picture."""
-    height, width = shape
-    if (picture.height, picture.width) == shape:
-        return picture, (0, 0)
-    scale = max(width / picture.width, height / picture.height)
-    across, down = (
-        max(width, round(picture.width * scale)),
-        max(height, round(picture.height * scale)),
-    )
-    top, left = round((down - height) * where[0]), round((across - width) * where[1])
-    if (across, down) == picture.size:
-        return picture.crop((left, top, left + width, top + height)), (top, left)
-    x, y = picture.width / across, picture.height / down
-    box = (left * x, top * y, (left + width) * x, (top + height) * y)
-    return picture.resize((width, height), Picture.Resampling.BICUBIC, box), (top, left)
+    pixels: Pixels, shape: tuple[int, int], where: tuple[float, float]
+) -> tuple[Pixels, tuple[int, int]]:
+    """The part that `Decoder` describes, and its (top, left) in the scaled picture.
+
+    Antialiased bicubic by torch, within two levels of Pillow's and several times as fast.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == shape:
+        return pixels, (0, 0)
+    scale = max(shape[0] / height, shape[1] / width)
+    rows = min(height, max(1, round(shape[0] / scale)))
+    columns = min(width, max(1, round(shape[1] / scale)))
+    top, left = round((height - rows) * where[0]), round((width - columns) * where[1])
+    part = pixels[top : top + rows, left : left + columns]
+    corner = (round(top * scale), round(left * scale))
+    if part.shape[:2] == shape:
+        return np.ascontiguousarray(part), corner
+    image = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
+    scaled = interpolate(image, shape, mode="bicubic", antialias=True)
+    return scaled[0].permute(1, 2, 0).numpy(), corner

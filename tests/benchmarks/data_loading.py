@@ -225,8 +225,8 @@ def main() -> None:
     print("| case | side | samples/s a core | over webdataset |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        compare("256² JPEG", pictures(folder, (256, 256), 512), options.rounds)
-        compare("1024×768 JPEG to 256²", pictures(folder, (768, 1024), 128), options.rounds)
+        compare("256² JPEG", pictures(folder, (256, 256), 256), options.rounds)
+        compare("1024×768 JPEG to 256²", pictures(folder, (768, 1024), 64), options.rounds)
         compare("latents 4×32×32", latents(folder, 2048), options.rounds)
         compare("raw samples", raw_samples(folder, 4096), options.rounds)
 

@@ -127,6 +127,14 @@ def test_of_an_animation_the_first_frame_counts():
     np.testing.assert_array_equal(decoded(raw), picture(0))
 
 
+@pytest.mark.parametrize("size", [100, 200, 333])
+def test_resizing_agrees_with_pillow(size):
+    """Bicubic with antialiasing, within two of 255 levels."""
+    wanted = Picture.fromarray(PHOTO).resize((size, size), Picture.Resampling.BICUBIC)
+    difference = decoded(encoded(PHOTO), (size, size)).astype(int) - np.asarray(wanted)
+    assert np.abs(difference).max() <= 2
+
+
 @pytest.mark.parametrize("shrink", [2, 3, 4.4, 9])
 def test_a_large_jpeg_scaled_while_decoding_is_as_good(shrink):
     """Against decoding it whole and shrinking it with Pillow; 33 dB are hard to see."""

@@ -202,11 +202,7 @@ def test_two_ranks_equal_one_process(tmp_path: Any) -> None:
     program = Path(__file__).parent / "autoencoder_ranks.py"
     train_on_ranks(1, str(tmp_path / "1.pt"))
     subprocess.run(  # a process of its own: DDP starts the second rank as a copy of the program
-        [
-            sys.executable,
-            str(Path(__file__).parent / "autoencoder_ranks.py"),
-            str(tmp_path / "2.pt"),
-        ],
+        [sys.executable, str(program), str(tmp_path / "2.pt")],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
         timeout=300,

@@ -57,32 +57,43 @@ def clip() -> Clip:
     return Clip(made.model.eval(), made.tokenizer)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(
-    widths=st.lists(st.sampled_from([8, 12, 20]), min_size=1, max_size=3),
-    blocks=st.integers(1, 2),
-    attention=st.sets(st.integers(0, 2)),
-    middle=st.booleans(),
-    channels=st.integers(1, 4),
-    convolutions=st.booleans(),
+SHAPES = st.fixed_dictionaries(
+    {
+        "widths": st.lists(st.sampled_from([8, 12, 20]), min_size=1, max_size=3),
+        "blocks": st.integers(1, 2),
+        "attention": st.sets(st.integers(0, 2)),
+        "middle": st.booleans(),
+        "channels": st.integers(1, 4),
+        "convolutions": st.booleans(),
+    }
 )
-def test_any_autoencoder_equals_diffusers(
-    widths: list[int],
-    blocks: int,
-    attention: set[int],
-    middle: bool,
-    channels: int,
-    convolutions: bool,
-) -> None:
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(shape=SHAPES)
+def test_any_autoencoder_equals_diffusers(shape: dict) -> None:
+    autoencoder_equals_diffusers(shape)
+
+
+@pytest.mark.slow
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(shape=SHAPES)
+def test_fifty_autoencoders_equal_diffusers(shape: dict) -> None:
+    autoencoder_equals_diffusers(shape)
+
+
+def autoencoder_equals_diffusers(shape: dict) -> None:
     network = autoencoder(
-        latent_channels=channels,
+        latent_channels=shape["channels"],
         width=4,
-        multipliers=[w // 4 for w in widths],
-        blocks=blocks,
+        multipliers=[w // 4 for w in shape["widths"]],
+        blocks=shape["blocks"],
         groups=2,
-        attention_levels=sorted(level for level in attention if level < len(widths)),
-        middle_attention=middle,
-        latent_convolutions=convolutions,
+        attention_levels=sorted(
+            level for level in shape["attention"] if level < len(shape["widths"])
+        ),
+        middle_attention=shape["middle"],
+        latent_convolutions=shape["convolutions"],
     )
     config = autoencoder_to_diffusers(network, 8)
     theirs = AutoencoderKL.from_config(config).eval()

@@ -131,7 +131,7 @@ def model_card(run: Path, licence: str, notes: str) -> str:
     lines = [
         f"---\n{front}---",
         f"# {config.get('name', run.name)}",
-        f"A {config['stage_name']} trained with ldm, {newest(folder).step} optimizer steps of "
+        f"Stage {config['stage_name']}, trained with ldm: {newest(folder).step} optimizer steps of "
         f"{config.get('global_batch')} pictures at {config.get('image_size')} pixels; "
         "averaged weights.",
         f"To load: {notes}.",

@@ -340,7 +340,7 @@ def _conclude(folder: RunFolder, trainer: L.Trainer, seconds: float) -> None:
     numbers = {
         name: float(value)
         for name, value in trainer.callback_metrics.items()
-        if name.startswith(("val/", "sample/", "reconstruction/"))
+        if name.startswith(("val/", "sample/", "reconstruction/")) and name.count("/") == 1
     }
     minutes = f"{seconds / 60:.1f} minutes"
     print(f"     done  step {trainer.global_step} after {minutes}: {folder.path}")

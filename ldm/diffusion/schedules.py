@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from ldm.types import Latent
@@ -36,7 +36,7 @@ def log_snr(schedule: Schedule, t: Tensor) -> Tensor:
     return 2 * (alpha.log() - sigma.log())
 
 
-def columns(t: Tensor) -> Float[Tensor, "b 1 1 1"]:
+def columns(t: Tensor) -> Shaped[Tensor, "b 1 1 1"]:
     """Times `[b]`, or one for all, shaped to multiply latents."""
     return t.reshape(-1, 1, 1, 1)
 

@@ -91,6 +91,7 @@ class SigmoidELBO:
     bias: float = 0.0
 
     def __call__(self, schedule: Schedule, target: Target, t: Tensor) -> Tensor:
+        t = t.clamp(1e-6, 1 - 1e-6)  # at its very ends a curve may be vertical
         alpha, sigma = schedule(t)
         d_alpha, d_sigma = schedule.slope(t)
         share = alpha * sigma / (sigma.square() + alpha.square() * math.exp(-self.bias))

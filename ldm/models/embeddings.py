@@ -146,7 +146,7 @@ def with_sizes(condition: Condition, sizes: Float[Tensor, "b k"]) -> Condition:
     return replace(condition, pooled=pooled)
 
 
-def beside(x_t: Latent, condition: Condition, channels: int) -> Latent:
+def beside(x_t: Latent, condition: Condition, channels: int) -> Float[Tensor, "b k h w"]:
     """The noisy latent with the condition's channels behind its own, `channels` in all.
 
     ValueError where network and condition disagree about how many there are.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,9 +22,9 @@ class LowRank(nn.Module):
                 f"{base.out_features} layer: set 1 to {min(base.in_features, base.out_features)}"
             )
         self.base = base.requires_grad_(False)
-        like: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.down = nn.Parameter(torch.randn(rank, base.in_features, **like) / rank)
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, **like))
+        weight = base.weight
+        self.down = nn.Parameter(weight.new_empty(rank, base.in_features).normal_(std=1 / rank))
+        self.up = nn.Parameter(weight.new_zeros(base.out_features, rank))
         self.scale = scale
 
     @property

@@ -52,7 +52,7 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every parameter that has a gradient."""
+        """One step of every parameter that has a gradient; returns what the closure returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

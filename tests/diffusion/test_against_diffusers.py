@@ -27,6 +27,9 @@ from ldm.diffusion import (
     ZeroTerminalSNR,
 )
 
+pytestmark = pytest.mark.filterwarnings(  # theirs, under NumPy 2
+    "ignore:__array__ implementation:DeprecationWarning"
+)
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TARGETS = {"epsilon": Noise(), "v_prediction": AngularVelocity(), "sample": Data()}
 noise = normal(2, 3, 4, 4)

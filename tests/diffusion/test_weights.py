@@ -110,7 +110,6 @@ def unchecked(schedule, target, weight):
         (RectifiedFlow(), Noise(), MinSNR(), "nothing of the data at t = 1"),
         (SCHEDULES[4], Velocity(), MinSNR(), "nothing of the data at t = 1"),
         (SCHEDULES[5], Noise(), MinSNR(), "nothing of the data at t = 1"),
-        (SCHEDULES[6], Velocity(), MinSNR(), "nothing of the data at t = 1"),
         (RectifiedFlow(), Data(), EDM(), "grows without bound"),
         (Cosine(), Data(), TruncatedSNR(), "grows without bound"),
     ],

@@ -9,9 +9,9 @@ torch.manual_seed(0)
 condition = Condition(torch.randn(2, 5, 12), torch.ones(2, 5, dtype=torch.bool), torch.randn(2, 6))
 x, t = torch.randn(2, 4, 8, 4), torch.rand(2)
 for network in (
-    UNet(4, 12, channels=[8, 16], depths=[1, 1], heads=[1, 2], groups=4, residual_blocks=1),
-    DiT(4, width=16, depth=2, heads=2, text_width=12, rope=True, qk_norm=True, registers=1),
-    DiT(4, width=16, depth=1, heads=2, text_width=12, shared_modulation=True, swiglu=True),
+    UNet(4, 12, channels=[8], depths=[1], heads=[1], groups=4, residual_blocks=1),
+    DiT(4, width=16, depth=1, heads=2, text_width=12, rope=True, qk_norm=True, registers=1),
+    DiT(4, width=16, depth=1, heads=2, shared_modulation=True, swiglu=True, rms_norm=True),
     MMDiT(4, 12, width=16, depth=2, heads=2, pooled_width=6, dual=1),
 ):
     for parameter in network.parameters():

@@ -1,4 +1,4 @@
-"""Run by the test: a training on the given number of ranks; rank 0 writes the weights to a file."""
+"""A training on one rank or two, whose weights rank 0 writes to a file; run as a program: two."""
 
 import sys
 from functools import partial
@@ -19,7 +19,7 @@ from ldm.training.autoencoder import AutoencoderModule
 from ldm.training.optim import warmup_constant
 
 
-def main(ranks: int, path: str) -> None:
+def train_on_ranks(ranks: int, path: str) -> None:
     torch.manual_seed(0)
     quantizer = VectorQuantizer(16, 2, revive_below=0.0)
     quantizer.updates += 1  # no revival: which rank's vector an entry takes depends on the ranks
@@ -41,4 +41,4 @@ def main(ranks: int, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    train_on_ranks(2, sys.argv[1])

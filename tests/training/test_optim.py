@@ -101,6 +101,18 @@ def test_muon_resumes_from_its_state() -> None:
     assert torch.equal(whole.bias, again.bias)
 
 
+def test_a_closure_is_called_and_its_loss_returned() -> None:
+    parameter = nn.Parameter(torch.ones(2))
+
+    def closure() -> torch.Tensor:
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss.detach()
+
+    assert float(Muon([parameter], lr=0.1).step(closure)) == 2
+    assert float(parameter.detach().max()) < 1
+
+
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="lr=0"):
         Muon([nn.Parameter(torch.zeros(2))], lr=0.0)

@@ -154,11 +154,13 @@ def litdata_side(folder: Path, items: list[dict[str, Any]], *, stack: bool) -> d
 
     def read() -> int:
         count = 0
-        samples = iter(StreamingDataset(str(folder), shuffle=True, seed=0))
-        while batch := list(itertools.islice(samples, 128)):
-            if stack:
-                torch.stack([torch.from_numpy(item["latent"]) for item in batch])
-            count += len(batch)
+        batch = []
+        for item in StreamingDataset(str(folder), shuffle=True, seed=0):
+            batch.append(item)
+            count += 1
+            if stack and len(batch) == 128:
+                torch.stack([torch.from_numpy(one["latent"]) for one in batch])
+                batch = []
         return count
 
     return {"litdata": lambda: rate_of(read)}

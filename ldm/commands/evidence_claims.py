@@ -202,12 +202,12 @@ def _draw_attention(subject: Subject) -> bool:
     places = [(word, at) for word, at in places if at.stop < watch.total.shape[1]]
     figure = Figure(figsize=(1.7 * (len(places) + 1), 2), layout="constrained")
     axes = figure.subplots(1, len(places) + 1)
-    shown = ((picture.float().cpu() + 1) / 2).clamp(0, 1).permute(1, 2, 0)
+    shown = ((picture.float().cpu() + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy()
     axes[0].imshow(shown)
     axes[0].set_title(prompt, fontsize=7, wrap=True)
     for place, (word, tokens) in zip(axes[1:], places, strict=True):
         place.imshow(shown.mean(-1), cmap="gray")
-        place.imshow(watch.total[0, tokens].mean(0).cpu(), cmap="inferno", alpha=0.65)
+        place.imshow(watch.total[0, tokens].mean(0).cpu().numpy(), cmap="inferno", alpha=0.65)
         place.set_title(word, fontsize=9)
     for place in axes:
         place.axis("off")

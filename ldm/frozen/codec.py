@@ -119,8 +119,8 @@ class LatentMoments:
 def latent_statistics(
     autoencoder: Autoencoder, pictures: Iterable[Tensor], *, over_ranks: bool = False
 ) -> LatentStatistics:
-    """Measure every picture, `[b 3 H W]`, once. With `over_ranks` each rank brings a share of the pictures and
-    all get the same record; every rank must call it then."""
+    """Measure every picture, `[b 3 H W]`, once. With `over_ranks` each rank brings a share of the
+    pictures and all get the same record; every rank must call it then."""
     device = autoencoder.last_layer().device
     moments = LatentMoments(autoencoder.latent_channels, device)
     sizes: set[tuple[int, int]] = set()

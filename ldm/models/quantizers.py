@@ -54,9 +54,9 @@ class VectorQuantizer(nn.Module):
         entries: int,
         channels: int,
         *,
-        decay: float = 0.99,
+        decay: float = 0.95,
         commitment: float = 0.25,
-        revive_below: float = 0.03,
+        revive_below: float = 0.1,
         cosine: bool = False,
     ) -> None:
         super().__init__()

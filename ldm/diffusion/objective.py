@@ -99,8 +99,8 @@ class Objective:
     def _refuse_unbounded(self) -> None:
         """The loss of a network that predicts nothing must have a mean: it has none if ever more
         of it comes from ever fewer times, the closer one looks."""
-        coarse, fine = (self._mean_of_nothing(n) for n in (1024, 16384))
-        if not fine < 4 * coarse:
+        coarse, fine = (self._mean_of_nothing(n) for n in (64, 4096))
+        if not fine < 5 * coarse:
             raise ValueError(
                 f"weight {self.weight} on target {self.target} grows without bound over "
                 f"{self.times}, and a few samples would rule the loss: set target to "

@@ -110,8 +110,12 @@ class AutoencoderStage:
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
-        """The latent contract, `latents.json`, measured over the training pictures."""
-        statistics = latent_statistics(module.average, _pictures(data.train))
+        """The latent contract, `latents.json`, measured over the training pictures with the average
+        that was saved: the module's own may lie in parts on several ranks."""
+        autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
+        autoencoder.load_state_dict(_under(newest(folder).load()["state_dict"], "average."))
+        average = autoencoder.to(module.device).eval()
+        statistics = latent_statistics(average, _pictures(data.train))
         statistics.save(folder.path / LATENTS)
         print(f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two")
 

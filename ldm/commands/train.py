@@ -26,7 +26,7 @@ from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
 from ldm.runs.compare import recorded_data
 from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
-from ldm.runs.processes import rank, restarts, watched_by_lightning
+from ldm.runs.processes import check_address, rank, restarts, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
 from ldm.training.callbacks import (
@@ -40,7 +40,7 @@ from ldm.training.callbacks import (
 )
 from ldm.training.data import PictureDataModule
 from ldm.training.loggers import JsonLines, StepAxis, TensorBoard
-from ldm.training.nonfinite import NonFiniteError
+from ldm.training.nonfinite import NonFiniteError, Spikes
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
@@ -53,11 +53,14 @@ def train(config: DictConfig) -> int:
     stop_signals.forget()
     stop_signals.install()
     checked(config)
+    check_address()
     folder = run_folder(config.run_root, config.name)
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
         config.precision = precision_of(config.precision)
     data = _data(config)
+    # Before anything is built: the first weights follow from the seed, alike on every rank.
+    L.seed_everything(config.seed, workers=True, verbose=False)
     module = stage.module(data)
     if config.stage_name == "diffusion":
         fit(config)
@@ -107,7 +110,6 @@ def _fit(
 ) -> int:
     """Train to the end, or say in one line why not; the exit code."""
     attempts, began = Attempts(folder.path), time.monotonic()
-    L.seed_everything(config.seed, workers=True, verbose=False)
     code, why = 1, ""
     try:
         trainer.fit(module, datamodule=data)
@@ -199,7 +201,7 @@ def _trainer(
         axis,
         Blocks(**config.blocks),
         Watchdog(folder.path / "failures", **config.watchdog),
-        StepRecord(Attempts(folder.path)),
+        StepRecord(Attempts(folder.path), Spikes(**config.spikes)),
         StepProgress(
             folder.path / "log.txt", every=config.log_every, global_batch=config.global_batch
         ),
@@ -209,6 +211,7 @@ def _trainer(
             every=every,
             keep=config.checkpoint.keep,
             keep_every=config.checkpoint.keep_every,
+            best=config.checkpoint.best,
             resume=resumed,
         ),
     ]

@@ -1,6 +1,23 @@
 """Which of a training's processes this is, before anything is initialised."""
 
 import os
+import platform
+import socket
+
+
+def check_address() -> None:
+    """ValueError when the ranks are to meet at a host that this one does not know: the libraries
+    would wait for it for half an hour."""
+    address = os.environ.get("MASTER_ADDR")
+    if not address or not os.environ.keys() & {"RANK", "SLURM_PROCID"}:
+        return
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        raise ValueError(
+            f"MASTER_ADDR={address}: {platform.node()} finds no such host; set MASTER_ADDR to a "
+            "name or an address of rank 0's host that every host finds"
+        ) from None
 
 
 def rank() -> int:

@@ -1,5 +1,6 @@
 """FSDP2: weights, gradients, averages and optimizer states in parts, one a rank."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -8,13 +9,18 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import (
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class FullySharded(ModelParallelStrategy):
     """Each block of each network is gathered when it is used, and its gradients are summed over
-    the ranks in float32.
+    the ranks in float32. Networks without blocks (autoencoder, critic) are gathered together for
+    a step: that splits what optimizer, gradients and averages take, not what the step takes.
 
     A network's average is split exactly as the network is, so that it follows without
     communication. With `hybrid`, ranks of a node share one copy and nodes hold copies, which keeps
@@ -33,21 +39,32 @@ class FullySharded(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    def shard(self, module: L.LightningModule) -> None:
-        """Split every child that has weights: its blocks one by one, then the rest of it."""
-        settings: dict[str, Any] = {"mesh": self._mesh(), "mp_policy": self._precision()}
-        for name, child in module.named_children():
-            if not any(True for _ in child.parameters()):
-                continue
-            if not blocks_of(child):
+    def shard(self, module: L.LightningModule, steps: Sequence[str]) -> None:
+        """Split every network by its blocks. Where one has none, the module is split as a whole,
+        and gathered as a whole in the methods named by `steps`."""
+        networks = {
+            name: child
+            for name, child in module.named_children()
+            if any(True for _ in child.parameters())
+        }
+        for name, parameter in module.named_parameters():
+            if parameter.ndim == 0:
                 raise ValueError(
-                    f"trainer=fsdp splits networks by their blocks, and `{name}` has none; "
-                    "set trainer=ddp for this stage"
+                    f"trainer=fsdp cannot split `{name}`, which is one number; set trainer=ddp for "
+                    "this stage"
                 )
-            child.to(self.root_device)
-            for block in blocks_of(child):
-                fully_shard(block, **settings)
-            fully_shard(child, **settings)
+        settings: dict[str, Any] = {"mesh": self._mesh(), "mp_policy": self._precision()}
+        module.to(self.root_device)
+        if all(blocks_of(network) for network in networks.values()):
+            for network in networks.values():
+                for block in blocks_of(network):
+                    fully_shard(block, **settings)
+                fully_shard(network, **settings)
+            return
+        # Gathered anew for the backward pass: between two steps nothing may be whole.
+        fully_shard(module, **settings, reshard_after_forward=True)
+        for step in steps:
+            register_fsdp_forward_method(module, step)
 
     def _mesh(self) -> DeviceMesh:
         kind = self.root_device.type
@@ -70,3 +87,11 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def whole(value: Tensor) -> Tensor:
     """A tensor that was summed over parts, as every rank's own."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def laid_out(value: Tensor, pattern: Tensor) -> Tensor:
+    """What every rank holds whole, on the device of `pattern`, and in parts where that is."""
+    if not isinstance(pattern, DTensor) or isinstance(value, DTensor):
+        return value.to(pattern.device)
+    there = value.to(pattern.device)
+    return distribute_tensor(there, pattern.device_mesh, pattern.placements, src_data_rank=None)

@@ -20,6 +20,7 @@ from ldm.commands.check import checked
 from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
+from ldm.commands.plan import peak_of, training_cost
 from ldm.data.errors import DataError
 from ldm.runs.attempts import SAME_STEP, Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
@@ -36,6 +37,7 @@ from ldm.training.callbacks import (
     StepRecord,
     Stopped,
     Watchdog,
+    Work,
     WriteError,
 )
 from ldm.training.data import PictureDataModule
@@ -89,7 +91,8 @@ def train(config: DictConfig) -> int:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
             if _hopeless(Attempts(folder.path), resumed):
                 return FAILED
-        trainer = _trainer(config, folder, stage.callbacks(folder, data), resumed)
+        callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
+        trainer = _trainer(config, folder, callbacks, resumed)
         _announce(config, folder, trainer, module, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
@@ -202,9 +205,6 @@ def _trainer(
         Blocks(**config.blocks),
         Watchdog(folder.path / "failures", **config.watchdog),
         StepRecord(Attempts(folder.path), Spikes(**config.spikes)),
-        StepProgress(
-            folder.path / "log.txt", every=config.log_every, global_batch=config.global_batch
-        ),
         *callbacks,
         Checkpointing(
             folder.checkpoints,
@@ -241,6 +241,22 @@ def _trainer(
         num_sanity_val_steps=0,
     )
     return trainer
+
+
+def _progress(config: DictConfig, folder: RunFolder, module: Any) -> StepProgress:
+    """What a person watches, on the rank that shows it with what the training's work amounts to."""
+    work = None
+    captions = module.captions if config.stage_name == "diffusion" else None
+    if rank() == 0 and (cost := training_cost(config, captions)) is not None:
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        peak = peak_of(name)
+        work = Work(cost.training(), None if peak is None else 1e12 * peak)
+    return StepProgress(
+        folder.path / "log.txt",
+        every=config.log_every,
+        global_batch=config.global_batch,
+        work=work,
+    )
 
 
 def _resume_point(folder: RunFolder, resume: str) -> Checkpoint | None:

@@ -6,7 +6,6 @@ import time
 import traceback
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -21,13 +20,14 @@ from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
 from ldm.commands.plan import peak_of, training_cost
+from ldm.commands.resuming import hopeless, resume_point
 from ldm.data.errors import DataError
-from ldm.runs.attempts import SAME_STEP, Attempts
-from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
+from ldm.runs.attempts import Attempts
+from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.compare import recorded_data
 from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
-from ldm.runs.processes import check_address, rank, restarts, watched_by_lightning
+from ldm.runs.processes import check_address, rank, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
 from ldm.training.callbacks import (
@@ -86,10 +86,10 @@ def train(config: DictConfig) -> int:
                     "put them back, or set name=ANOTHER"
                 )
             notices = open_run(folder, plain, sys.argv)
-            resumed = _resume_point(folder, str(config.resume))
+            resumed = resume_point(folder, str(config.resume))
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
-            if _hopeless(Attempts(folder.path), resumed):
+            if hopeless(Attempts(folder.path), resumed):
                 return FAILED
         callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
         trainer = _trainer(config, folder, callbacks, resumed)
@@ -257,71 +257,6 @@ def _progress(config: DictConfig, folder: RunFolder, module: Any) -> StepProgres
         global_batch=config.global_batch,
         work=work,
     )
-
-
-def _resume_point(folder: RunFolder, resume: str) -> Checkpoint | None:
-    """Where to continue, as `resume` says: auto (the newest good checkpoint, or the start), must
-    (there has to be one), never (there must not be one), or the folder of a checkpoint."""
-    own = checkpoints(folder.checkpoints)
-    if resume == "never" and own:
-        raise ValueError(
-            f"resume=never, but {own[-1].path} is there; set resume=auto to continue, or "
-            "name=ANOTHER to start anew"
-        )
-    if resume not in ("auto", "never", "must"):
-        return _asked_point(folder, Path(resume))
-    tidy(folder.checkpoints)
-    found = _newest(folder)
-    if found is None and resume == "must":
-        raise ValueError(
-            f"resume=must, but {folder.checkpoints} holds no good checkpoint; set resume=auto to "
-            "begin at the start"
-        )
-    return found
-
-
-def _asked_point(folder: RunFolder, path: Path) -> Checkpoint | None:
-    there = path.resolve()  # `last` is a link
-    asked = next((c for c in checkpoints(there.parent) if c.path.name == there.name), None)
-    if asked is None:
-        raise ValueError(
-            f"resume={path}: no checkpoint; set auto, must, never, or a folder such as "
-            f"{folder.checkpoints}/step-00001000"
-        )
-    if damage := asked.damage():
-        raise ValueError(f"resume={path}: {damage}; name another checkpoint")
-    inside = path.resolve().parent == folder.checkpoints.resolve()
-    if restarts() or (checkpoints(folder.checkpoints) and not inside):
-        return _newest(folder) or asked  # this run has begun from there, and gone on
-    for moved in tidy(folder.checkpoints, after=asked.step):
-        print(f"set aside  {moved}")
-    return asked
-
-
-def _newest(folder: RunFolder) -> Checkpoint | None:
-    newest = checkpoints(folder.checkpoints)[-1:]
-    for found in newest_good(folder.checkpoints):
-        if isinstance(found, Checkpoint):
-            if newest[0].step != found.step:
-                lost = newest[0].step - found.step
-                print(f"warning: {lost} steps are done again", file=sys.stderr)
-            return found
-        print(f"warning: {found}", file=sys.stderr)
-    return None
-
-
-def _hopeless(attempts: Attempts, resumed: Checkpoint | None) -> bool:
-    """Whether this job has died at the same step too often; else the new start is written down."""
-    step = resumed.step if resumed else 0
-    if restarts() and attempts.fruitless(step) >= SAME_STEP:
-        print(
-            f"error: the job died {SAME_STEP} times at step {step} without getting further; the "
-            f"last time: {attempts.last_failure()}; not tried again. Mend it, then submit anew",
-            file=sys.stderr,
-        )
-        return True
-    attempts.start(step)
-    return False
 
 
 def _announce(

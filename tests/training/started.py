@@ -105,8 +105,8 @@ class Starter:
         fault: dict[str, Any] | None = None,
         **environment: str,
     ) -> Run:
-        """`train.py settings` in the folder `place`. `fault` befalls one rank, `{"rank": 0, "fault":
-        NAME}` with a name of `FAULTS` and what that takes."""
+        """`train.py settings` in the folder `place`. `fault` befalls one rank: a name
+        of `FAULTS`, the rank, and what else that takes."""
         log = place / f"terminal-{len(self.runs)}.txt"
         pids = []
         with socket.socket() as free:

@@ -3,6 +3,7 @@
 import os
 import platform
 import socket
+import subprocess
 
 
 def check_address() -> None:
@@ -44,3 +45,12 @@ def restarts() -> int:
 def job() -> str:
     """The Slurm job and array task, or nothing."""
     return os.environ.get("SLURM_JOB_ID", "")
+
+
+def requeue() -> None:
+    """Put the Slurm job back into the queue where no batch script does it: under submitit."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or rank() != 0:
+        return
+    parts = (os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID"))
+    name = "_".join(part for part in parts if part) or job()
+    subprocess.run(["scontrol", "requeue", name], check=False)

@@ -49,7 +49,8 @@ def precision_of(asked: str) -> str:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """What sampling computes in, to match a training's precision."""
-    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    half = {"16-mixed": torch.float16}
+    return (half | dict.fromkeys(("bf16-mixed", "bf16-true"), torch.bfloat16)).get(precision)
 
 
 @dataclass(frozen=True)

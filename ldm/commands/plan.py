@@ -77,17 +77,16 @@ def add_parser(subparsers: Any) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Compose, count, print."""
-    from hydra import compose, initialize_config_dir
-
-    from ldm.commands.errors import CONF
+    from ldm.commands.check import checked
+    from ldm.commands.composing import composed
 
     if not 0 < arguments.utilisation <= 1 or arguments.devices < 1:
         raise ValueError(
             f"--utilisation={arguments.utilisation} --devices={arguments.devices}: a share of the "
             "peak in (0, 1] and at least one device; image peers reach 0.12 to 0.28"
         )
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", arguments.settings)
+    config = composed(arguments.settings)
+    checked(config)
     peak, memory = GPUS[arguments.gpu]
     captions = with_sizes(config) if config.stage_name == "diffusion" else None
     cost = training_cost(config, captions)

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from ldm.commands.errors import CONF
 
-PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 TYPES: dict[str, Any] = {
     "name": str,
     "precision": PRECISION,

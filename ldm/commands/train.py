@@ -27,7 +27,7 @@ from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.compare import recorded_data
 from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
-from ldm.runs.processes import check_address, rank, watched_by_lightning
+from ldm.runs.processes import check_address, job, job_end, rank, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
 from ldm.training.callbacks import (
@@ -220,12 +220,15 @@ def _trainer(
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
     # Lightning counts validations in batches; everything here counts in optimizer steps.
     settings["val_check_interval"] *= config.accumulate
+    precision = config.precision
+    if precision == "bf16-true":  # Lightning's own would leave the optimizer nothing but bf16
+        settings["strategy"]["gather_bf16"], precision = True, "bf16-mixed"
     trainer: L.Trainer = build(
         settings,
         "trainer",
         callbacks=callbacks,
         plugins=slurm,
-        precision=config.precision,
+        precision=precision,
         accumulate_grad_batches=config.accumulate,
         logger=[
             TensorBoard(folder.path / "tensorboard", axis, after),
@@ -282,10 +285,21 @@ def _announce(
         "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
         "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",
         "data": f"{config.data.train.shards}",
+        "stop": "SIGTERM, SIGINT, SIGUSR1, SIGUSR2: saved after the step, exit code 85" + _limit(),
         "watch": f"tensorboard --logdir {config.run_root}",
     }
     for name, value in lines.items():
         print(f"{name:>9}  {value}", flush=True)
+
+
+def _limit() -> str:
+    """Where it runs in Slurm: until when, and whether it can be put back into the queue."""
+    if not job():
+        return ""
+    end = job_end()
+    if end is None:
+        return "; `scontrol` does not answer here: submit the job again after that"
+    return f"; Slurm's limit is {end}"
 
 
 def _conclude(folder: RunFolder, trainer: L.Trainer, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import socket
 import subprocess
 
@@ -45,6 +46,25 @@ def restarts() -> int:
 def job() -> str:
     """The Slurm job and array task, or nothing."""
     return os.environ.get("SLURM_JOB_ID", "")
+
+
+def job_end() -> str | None:
+    """When Slurm will end this job, as Slurm writes times; None outside of jobs and where `scontrol`
+    is not there."""
+    if not job():
+        return None
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "job", job()],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"EndTime=(\S+)", done.stdout)
+    return match[1] if match else None
 
 
 def requeue() -> None:

@@ -1,4 +1,5 @@
-"""FSDP2: weights, gradients, averages and optimizer states in parts, one a rank."""
+"""How ranks share a training: whole copies (DDP), or weights, gradients, averages and optimizer
+states in parts, one a rank (FSDP2)."""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -6,8 +7,9 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
@@ -17,6 +19,25 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
+class Replicated(DDPStrategy):
+    """A copy on each rank, gradients averaged while the backward pass goes on.
+
+    `compress` sends them in bf16 (on GPUs only; sums are then less exact). `static_graph` promises
+    that every step uses the same weights. `minutes` is how long a collective may take before the
+    job is given up.
+    """
+
+    def __init__(
+        self, *, compress: bool = False, static_graph: bool = False, minutes: float = 10.0
+    ) -> None:
+        super().__init__(
+            gradient_as_bucket_view=True,
+            static_graph=static_graph,
+            ddp_comm_hook=bf16_compress_hook if compress else None,
+            timeout=timedelta(minutes=minutes),
+        )
+
+
 class FullySharded(ModelParallelStrategy):
     """Each block of each network is gathered when it is used, and its gradients are summed over
     the ranks in float32. Networks without blocks (autoencoder, critic) are gathered together for
@@ -24,15 +45,18 @@ class FullySharded(ModelParallelStrategy):
 
     A network's average is split exactly as the network is, so that it follows without
     communication. With `hybrid`, ranks of a node share one copy and nodes hold copies, which keeps
-    the gathering off the slower network between nodes. `minutes` is how long a collective may take
-    before the job is given up.
+    the gathering off the slower network between nodes. With `gather_bf16` weights travel and
+    compute in bf16, while the parts that the optimizer and the average change stay float32
+    (`precision=bf16-true`). `minutes` is how long a collective may take before the job is given up.
     """
 
-    def __init__(self, *, hybrid: bool = False, minutes: float = 10.0) -> None:
+    def __init__(
+        self, *, hybrid: bool = False, gather_bf16: bool = False, minutes: float = 10.0
+    ) -> None:
         super().__init__(
             data_parallel_size=1, tensor_parallel_size=1, timeout=timedelta(minutes=minutes)
         )
-        self.hybrid = hybrid
+        self.hybrid, self.gather_bf16 = hybrid, gather_bf16
 
     def setup_environment(self) -> None:
         """The ranks in Lightning's own terms: all of them see different data."""
@@ -74,8 +98,13 @@ class FullySharded(ModelParallelStrategy):
         return init_device_mesh(kind, (self.world_size,), mesh_dim_names=("parts",))
 
     def _precision(self) -> MixedPrecisionPolicy:
-        """Autocast chooses what is computed in bf16; sums over ranks stay exact."""
-        return MixedPrecisionPolicy(reduce_dtype=torch.float32)
+        """Autocast chooses what is computed in bf16, and inputs such as times stay exact; so do
+        sums over ranks."""
+        return MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if self.gather_bf16 else None,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

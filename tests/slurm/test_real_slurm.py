@@ -180,3 +180,41 @@ def test_a_job_array_trains_in_folders_of_its_own(place):
         config = (place / "runs" / f"sweep-{number}" / "config.yaml").read_text()
         rates += re.findall(r"lr: ([\d.e-]+)", config)[:1]
     assert len(set(rates)) == 2
+
+
+def test_hydras_launcher_submits_a_sweep_whose_jobs_are_requeued(place):
+    pytest.importorskip("submitit", reason="needs ldm[slurm]")
+    count = 300
+    settings = SECOND.replace("max_steps=7", f"max_steps={count}").replace("trainer=cpu ", "")
+    settings = settings.replace("evaluation.every=3", "evaluation.every=300")
+    settings += f" data=shards data.folder=shards first_stage=runs/first trainer=ddp {TWO}"
+    launcher = "tasks_per_node=2 gpus_per_node=0 cpus_per_task=1 timeout_min=20"
+    words = [f"hydra.launcher.{word}" for word in launcher.split()]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=slurm", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"MASTER_ADDR": "127.0.0.1"}
+    with (place / "launcher.log").open("w") as log:
+        sweep = subprocess.Popen(
+            [*command, *settings.split(), "name=sub-a,sub-b"],
+            cwd=place,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        end = time.monotonic() + 900
+        while len(steps(place, "sub-a")) < 50:
+            assert time.monotonic() < end, (place / "launcher.log").read_text()
+            time.sleep(0.5)
+        record = (place / "runs" / "sub-a" / "provenance.jsonl").read_text().splitlines()
+        job = json.loads(record[0])["slurm"]["SLURM_JOB_ID"]
+        call("scancel", "--signal=USR2", job)
+        for name in ("sub-a", "sub-b"):
+            wait(place, name, job, lambda name=name: len(set(steps(place, name))) == count)
+        ends(place, "sub-a", job, "COMPLETED")
+    finally:
+        sweep.terminate()
+        sweep.wait(60)
+    assert int(told(job)["Restarts"]) == 1
+    for name in ("sub-a", "sub-b"):
+        assert steps(place, name) == list(range(1, count + 1))

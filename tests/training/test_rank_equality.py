@@ -45,6 +45,8 @@ def train(tmp_path_factory, starter):
     def start(stage, name, ranks=1, way="cpu", accumulate=1):
         trainer = f"trainer={way} trainer.accelerator=cpu trainer.devices={ranks}"
         settings = settings_of(stage, name, trainer, accumulate)
+        if "precision=bf16-true" in way:
+            settings = settings.replace("precision=32-true ", "")
         return starter.start(place, settings, ranks=ranks)
 
     start.place = place
@@ -72,12 +74,30 @@ def close(place, name, alone):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("way", ["ddp", "ddp trainer.strategy.static_graph=true", "fsdp"])
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_two_ranks_are_one_process(train, stage, way):
-    run = train(stage, f"{stage}-{way}", 2, way, accumulate=2)
+    name = f"{stage}-{way.split('=')[0].replace(' ', '-')}"
+    run = train(stage, name, 2, way, accumulate=2)
     assert run.wait() == [0, 0], run.said()
-    close(train.place, f"{stage}-{way}", f"{stage}-alone")
+    close(train.place, name, f"{stage}-alone")
+
+
+def test_weights_that_travel_in_bf16_are_kept_in_float32(train):
+    """The loss stays within what bf16's eight bits give; no saved number has lost bits."""
+    run = train("second", "bf16", 2, "fsdp precision=bf16-true", accumulate=2)
+    assert run.wait() == [0, 0], run.said()
+    state = last(train.place / "runs", "bf16").load()["state_dict"]
+    for name, tensor in state.items():
+        assert tensor.dtype == torch.float32, name
+        if tensor.numel() > 99 and "weight" in name:
+            assert not torch.equal(tensor, tensor.bfloat16().float()), name
+    ends = [
+        [line["train/loss_mean"] for line in numbers(train.place / "runs", name)][-1]
+        for name in ("bf16", "second-alone")
+    ]
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+    assert ends[0] != pytest.approx(ends[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["first", "second"])

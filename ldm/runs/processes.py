@@ -49,8 +49,8 @@ def job() -> str:
 
 
 def job_end() -> str | None:
-    """When Slurm will end this job, as Slurm writes times; None outside of jobs and where `scontrol`
-    is not there."""
+    """When Slurm will end this job, as Slurm writes times; None outside of jobs and where there is
+    no `scontrol`."""
     if not job():
         return None
     try:

@@ -168,7 +168,7 @@ def be_training(request: dict[str, Any]) -> None:
         os.dup2(old, new)
     if fault := request["fault"]:
         FAULTS[fault.pop("fault")](**fault)
-    sys.argv = ["train.py", *request["start"]]
+    sys.argv = [str(ROOT / "train.py"), *request["start"]]
     try:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     except SystemExit:

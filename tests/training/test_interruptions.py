@@ -6,6 +6,7 @@ docs/resume.md.
 """
 
 import json
+import os
 import random
 import signal
 import time
@@ -159,3 +160,17 @@ def test_ten_interruptions_in_a_row(trainings, stage, way):
         assert set(codes) <= {SAVED, RETRY, -signal.SIGKILL}, run.said()
     trainings.whole(stage, way, name)
     trainings.equal(name, alone)
+
+
+def test_ranks_that_lightning_starts_itself(trainings):
+    """`python train.py trainer=ddp`: the second rank is a child of the first; Ctrl-C reaches both."""
+    alone = trainings.left_alone("second", "ddp")
+    settings = settings_of("second", "ddp", "launched")
+    run = trainings.starter.start(trainings.place, settings)
+    while trainings.step("launched") < 3 and not run.ended():
+        time.sleep(0.01)
+    os.killpg(run.pids[0], signal.SIGINT)
+    assert run.wait() == [SAVED], run.said()
+    run = trainings.starter.start(trainings.place, settings)
+    assert run.wait() == [0], run.said()
+    trainings.equal("launched", alone)

@@ -163,7 +163,7 @@ def test_ten_interruptions_in_a_row(trainings, stage, way):
 
 
 def test_ranks_that_lightning_starts_itself(trainings):
-    """`python train.py trainer=ddp`: the second rank is a child of the first; Ctrl-C reaches both."""
+    """`python train.py trainer=ddp`: rank 1 is a child of rank 0; Ctrl-C reaches both."""
     alone = trainings.left_alone("second", "ddp")
     settings = settings_of("second", "ddp", "launched")
     run = trainings.starter.start(trainings.place, settings)

@@ -79,6 +79,7 @@ def plan(arguments: argparse.Namespace) -> int:
     """Compose, count, print."""
     from ldm.commands.check import checked
     from ldm.commands.composing import composed
+    from ldm.commands.fitting import fit
 
     if not 0 < arguments.utilisation <= 1 or arguments.devices < 1:
         raise ValueError(
@@ -88,7 +89,10 @@ def plan(arguments: argparse.Namespace) -> int:
     config = composed(arguments.settings)
     checked(config)
     peak, memory = GPUS[arguments.gpu]
-    captions = with_sizes(config) if config.stage_name == "diffusion" else None
+    captions = None
+    if config.stage_name == "diffusion":
+        captions = with_sizes(config)
+        fit(config)
     cost = training_cost(config, captions)
     if cost is None:
         raise ValueError(

@@ -13,6 +13,9 @@ from ldm.commands.composing import composed
 from ldm.commands.plan import Cost, Need, count, lines, peak_of
 
 
+SIZES = ["first_stage=nowhere", "latent.channels=4", "latent.size=32"]
+
+
 def test_operations_and_parameters_of_a_layer_are_what_the_formula_says():
     with torch.device("meta"):
         layer = nn.Conv2d(3, 5, 3, padding=1)
@@ -62,13 +65,13 @@ def test_a_recipe_of_each_stage_is_planned(capsys):
     with torch.device("meta"):
         size = sum(p.numel() for p in build(config.autoencoder, "autoencoder").parameters())
     assert said["network"].startswith(f"{size / 1e6:.1f} M parameters")
-    sizes = ["first_stage=nowhere", "latent.channels=4", "latent.size=32"]
-    said = planned(capsys, "experiment=emoji/diffusion", "backbone=dit_xl_2", *sizes)
-    # DiT-XL/2 at 256 pixels: 675 M parameters, 118.6 G multiply-adds (Peebles & Xie 2023, table 4),
-    # of which each is two operations; ours has a text's tokens beside.
+    more = ["backbone=dit_xl_2", "backbone.classes=0", "backbone.out_channels=4"]
+    said = planned(capsys, "experiment=emoji/diffusion", *SIZES, *more)
+    # DiT-XL/2 at 256 pixels: 675 M parameters (of them 1.2 M for classes), 118.6 G multiply-adds
+    # (Peebles & Xie 2023, table 4), each of which is two operations.
     numbers = [float(n) for n in re.findall(r"[\d.]+", said["network"])]
-    assert numbers[0] == pytest.approx(675, rel=0.1)
-    assert numbers[1] == pytest.approx(2 * 118.6, rel=0.1)
+    assert numbers[0] == pytest.approx(674, rel=0.005)
+    assert numbers[1] == pytest.approx(2 * 118.6, rel=0.01)
     assert "H100 has 80 GB" in said["memory"]
     assert re.search(r"[\d.]+ days, [\d.]+ GPU-hours", said["time"])
 
@@ -80,6 +83,7 @@ def test_a_recipe_of_each_stage_is_planned(capsys):
         (["experiment=emoji/autoencoder"], {"devices": 0}, "--devices=0"),
         (["experiment=emoji/clip"], {}, "stage=clip has no plan"),
         (["experiment=emoji/diffusion", "first_stage=nowhere"], {}, "latent.channels=8"),
+        (["experiment=emoji/diffusion", *SIZES, "backbone=dit_xl_2"], {}, "backbone:"),
         (["experiment=emoji/autoencoder", "+trainer.max_step=3"], {}, "trainer.max_step"),
     ],
 )

@@ -34,7 +34,7 @@ def test_what_is_usual_follows_a_falling_loss_and_does_not_follow_a_spike():
 
 
 def test_early_steps_and_no_factor_and_no_number_are_not_judged():
-    assert fed(Spikes(2.0, action="stop"), [1.0] * 19 + [9.0] * 10).lost_since is None
+    assert fed(Spikes(2.0, action="stop"), [1.0] * 10 + [9.0] * 10).lost_since is None
     assert fed(Spikes(None, action="stop"), [*USUAL, 9.0, 9.0, 9.0]).lost_since is None
     assert fed(Spikes(2.0, action="stop"), [*USUAL, *[float("nan")] * 9]).lost_since is None
 

@@ -12,7 +12,6 @@ from ldm.commands.building import build
 from ldm.commands.composing import composed
 from ldm.commands.plan import Cost, Need, count, lines, peak_of
 
-
 SIZES = ["first_stage=nowhere", "latent.channels=4", "latent.size=32"]
 
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.data import LatentData, ShardData, normalise, validation_batches
-from ldm.data.batches import Data
+from ldm.data.loading import Data
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
@@ -128,7 +128,8 @@ class DiffusionStage:
         captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
         self._fit(codec, captions)
         if isinstance(data.train, LatentData):
-            _refuse_other_latents(data.train, codec, self.config)
+            _refuse_other_latents(data.train, data.val, codec, self.config)
+            _refuse_other_text(data.train, captions, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
@@ -263,7 +264,9 @@ def spread(items: list[str], count: int) -> list[str]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConfig) -> None:
+def _refuse_other_latents(
+    data: LatentData, val: ShardData, codec: LatentCodec, config: DictConfig
+) -> None:
     if data.made_by.get("first_stage") != codec.statistics.fingerprint:
         raise ValueError(
             f"data.train.shards={config.data.train.shards}: these latents were made by another "
@@ -276,6 +279,22 @@ def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConf
         raise ValueError(
             f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
             f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
+        )
+    transforms = data.made_by.get("transforms", val.transforms)
+    if transforms != val.transforms:
+        raise ValueError(
+            f"data.train.shards={config.data.train.shards}: these latents are of pictures made to "
+            f"{transforms}, data.val makes them to {val.transforms}; encode anew, or set data.val"
+        )
+
+
+def _refuse_other_text(data: LatentData, captions: CaptionEncoder, config: DictConfig) -> None:
+    """Shards that hold captions instead go with any text encoder."""
+    if data.layout.has_text and data.made_by.get("text") != captions.fingerprint():
+        raise ValueError(
+            f"data.train.shards={config.data.train.shards}: these text states were made by another "
+            "text encoder than text is set to; encode anew with `ldm encode "
+            f"{config.first_stage} DST --text text=…`, or set text to the one that made them"
         )
 
 

@@ -192,7 +192,11 @@ class _LeftOut(Exception):
 
 
 def _latents(file: io.BufferedReader, parts: dict[str, Member]) -> dict[str, Any] | None:
-    return record_of(_read(file, parts["json"])) if "json" in parts else None
+    """What `_latents.json` says, and where the empty caption's record lies."""
+    if "json" not in parts:
+        return None
+    null = {"null": parts["latent"].offset} if "latent" in parts else {}
+    return record_of(_read(file, parts["json"])) | null
 
 
 def _read(file: io.BufferedReader, member: Member) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 _UNWANTED = re.compile("[\0\ud800-\udfff]")  # lone surrogates come from JSON escapes
 
 
-def caption_of(raw: bytes) -> str:
+def caption_of(raw: bytes | bytearray) -> str:
     """The caption without its byte-order mark and outer blanks; NUL becomes U+FFFD.
 
     Raises ValueError when the bytes are not UTF-8.
@@ -16,11 +16,15 @@ def caption_of(raw: bytes) -> str:
     try:
         return cleaned(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"the caption is not UTF-8 (byte {error.start}: {raw[:24]!r})") from None
+        raise ValueError(
+            f"the caption is not UTF-8 (byte {error.start}: {bytes(raw[:24])!r})"
+        ) from None
 
 
 def cleaned(caption: str) -> str:
     """No byte-order mark, no outer blanks; U+FFFD for NUL and for lone surrogates."""
+    if caption.isascii() and "\0" not in caption:  # nothing to replace; most are
+        return caption.strip()
     return _UNWANTED.sub("�", caption.removeprefix("﻿")).strip()
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ldm.data import posterior_of
+from ldm.data import condition_of, posterior_of
 from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
@@ -73,7 +73,7 @@ class LatentDiffusionModule(ClipsByNetwork):
             latent = self.codec.latent_of(posterior_of(cast(LatentBatch, batch)), draws)
         else:
             latent = self.codec.encode(batch["image"], draws)
-        condition = self._with_dropout(self.captions(batch["caption"]), draws)
+        condition = self._with_dropout(batch, draws)
         losses = self.objective(self.network, latent, condition, draws)
         self.nonfinite.watch(batch["key"], losses)
         loss = losses.mean()
@@ -110,6 +110,17 @@ class LatentDiffusionModule(ClipsByNetwork):
         """The averaged network, ready for a sampler."""
         return self.objective.denoiser(self.average)
 
-    def _with_dropout(self, condition: Condition, draws: Draws) -> Condition:
+    def _with_dropout(self, batch: dict[str, Any], draws: Draws) -> Condition:
+        """The batch's text states, or what the text encoder says of its captions; of the empty
+        caption in the rows that are dropped."""
         keep = draws.uniform((), "condition dropout") >= self.condition_dropout
+        condition = condition_of(cast(LatentBatch, batch))
+        if condition is not None:
+            return condition.where(keep, _repeated(batch["null_text"], len(keep)))
+        condition = self.captions(batch["caption"])
         return condition.where(keep, self.captions([""] * len(condition)))
+
+
+def _repeated(one: Condition, rows: int) -> Condition:
+    pooled = None if one.pooled is None else one.pooled.expand(rows, -1)
+    return Condition(one.tokens.expand(rows, -1, -1), one.mask.expand(rows, -1), pooled)

@@ -26,9 +26,13 @@ from PIL import Image as Picture
 from skimage import data as photographs
 from torchvision import transforms
 
-from ldm.data import ShardData, normalise, training_batches
+from ldm.data import LatentData, ShardData, normalise, training_batches
 from ldm.data.encoding import LatentFolder
-from ldm.data.latents import LatentData, Layout
+from ldm.data.keep import Keep
+from ldm.data.latents import Layout
+from ldm.data.order import ShuffledOrder
+from ldm.data.reading import Reading
+from ldm.data.shard_set import ShardSet
 from ldm.types import Posterior
 
 Rate = Callable[[], float]
@@ -169,38 +173,27 @@ def litdata_side(folder: Path, items: list[dict[str, Any]], *, stack: bool) -> d
 def raw_samples(folder: Path, count: int) -> dict[str, Rate]:
     path = write(folder / "raw.tar", [{"bin": bytes(1000), "txt": b"a caption"}] * count)
     named = write(folder / "named.tar", [{"latent": bytes(1000), "txt": b"a caption"}] * count)
-    data = LatentSet(named)
+    data = ShardSet(named, Keep(), Reading())
+    order = ShuffledOrder(data.sizes, 0, 10_000)
 
     def peer() -> int:
         return sum(1 for _ in webdataset.WebDataset(path, shardshuffle=False).shuffle(1000))
 
-    sides = {"webdataset": lambda: rate_of(peer), "ours": lambda: rate_of(data.read_all)}
-    items = [{"bin": bytes(1000), "txt": "a caption"}] * count
-    return sides | litdata_side(folder / "litdata-raw", items, stack=False)
-
-
-class LatentSet:
-    """Raw bytes and captions in shuffled order, without any decoding."""
-
-    def __init__(self, path: str) -> None:
-        from ldm.data.keep import Keep
-        from ldm.data.order import ShuffledOrder
-        from ldm.data.reading import Reading
-        from ldm.data.shard_set import ShardSet
-
-        self.set = ShardSet(path, Keep(), Reading())
-        self.order = ShuffledOrder(self.set.sizes, 0, 10_000)
-
-    def read_all(self) -> int:
+    def ours() -> int:
+        """Bytes, caption and key of every sample, in the order of training."""
         count = 0
-        for sample in self.order.rows(0, len(self.set)).samples.tolist():
-            place = self.set.place(sample)
-            record = self.set.record(place)
-            self.set.read(place.shard, record.offset, record.size)
-            self.set.caption(place)
-            self.set.key(place)
+        for sample in order.rows(0, len(data)).samples.tolist():
+            place = data.place(sample)
+            record = data.record(place)
+            data.files.read(place.shard, record.offset, record.size)
+            data.caption(place)
+            data.key(place)
             count += 1
         return count
+
+    sides = {"webdataset": lambda: rate_of(peer), "ours": lambda: rate_of(ours)}
+    items = [{"bin": bytes(1000), "txt": "a caption"}] * count
+    return sides | litdata_side(folder / "litdata-raw", items, stack=False)
 
 
 def compare(name: str, sides: dict[str, Rate], rounds: int) -> None:

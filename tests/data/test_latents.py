@@ -6,9 +6,9 @@ import torch
 from shard_files import write_tar
 from webdataset.tariterators import tar_file_iterator
 
-from ldm.data import ShardData, training_batches
+from ldm.data import LatentData, ShardData, training_batches
 from ldm.data.encoding import LatentFolder
-from ldm.data.latents import LatentData, Layout, condition_of, pack, posterior_of
+from ldm.data.latents import Layout, condition_of, pack, posterior_of
 from ldm.types import Condition, Posterior
 
 MADE_BY = {"first_stage": "f" * 8, "text": "t" * 8}

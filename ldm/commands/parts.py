@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
+from ldm.commands.stale import refuse_other_latents, refuse_other_text
 from ldm.data import LatentData, ShardData, normalise, validation_batches
 from ldm.data.loading import Data
 from ldm.diffusion import Denoiser
@@ -128,8 +129,8 @@ class DiffusionStage:
         captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
         self._fit(codec, captions)
         if isinstance(data.train, LatentData):
-            _refuse_other_latents(data.train, data.val, codec, self.config)
-            _refuse_other_text(data.train, captions, self.config)
+            refuse_other_latents(data.train, data.val, codec, self.config)
+            refuse_other_text(data.train, captions, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
@@ -262,40 +263,6 @@ def spread(items: list[str], count: int) -> list[str]:
     """`count` of the items, evenly spaced over the list; all of them when there are fewer."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def _refuse_other_latents(
-    data: LatentData, val: ShardData, codec: LatentCodec, config: DictConfig
-) -> None:
-    if data.made_by.get("first_stage") != codec.statistics.fingerprint:
-        raise ValueError(
-            f"data.train.shards={config.data.train.shards}: these latents were made by another "
-            f"first stage than first_stage={config.first_stage}; encode anew with `ldm encode "
-            f"{config.first_stage} DST`, or name the first stage that made them"
-        )
-    layout = data.layout
-    shape = codec.latent_shape(config.image_size)
-    if (layout.channels, layout.height, layout.width) != shape:
-        raise ValueError(
-            f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
-            f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
-        )
-    transforms = data.made_by.get("transforms", val.transforms)
-    if transforms != val.transforms:
-        raise ValueError(
-            f"data.train.shards={config.data.train.shards}: these latents are of pictures made to "
-            f"{transforms}, data.val makes them to {val.transforms}; encode anew, or set data.val"
-        )
-
-
-def _refuse_other_text(data: LatentData, captions: CaptionEncoder, config: DictConfig) -> None:
-    """Shards that hold captions instead go with any text encoder."""
-    if data.layout.has_text and data.made_by.get("text") != captions.fingerprint():
-        raise ValueError(
-            f"data.train.shards={config.data.train.shards}: these text states were made by another "
-            "text encoder than text is set to; encode anew with `ldm encode "
-            f"{config.first_stage} DST --text text=…`, or set text to the one that made them"
-        )
 
 
 def reference_of(features: Features, data: ShardData) -> Reference:

@@ -75,12 +75,15 @@ def train(config: DictConfig) -> int:
     with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
-            if recorded_data(folder.path) not in ({}, facts["data"]):
+            other_data = recorded_data(folder.path) not in ({}, facts["data"])
+            if other_data and not config.data.allow_change:
                 raise ValueError(
                     f"data.train or data.val: other pictures than {folder.path} was trained on; "
-                    "put them back, or set name=ANOTHER"
+                    "put them back, set data.allow_change=true to go on with these, or set "
+                    "name=ANOTHER"
                 )
             notices = open_run(folder, plain, sys.argv)
+            notices += ["data: other pictures, as data.allow_change says"] * other_data
             resumed = _resume_point(folder, str(config.resume))
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")

@@ -35,7 +35,7 @@ class Slots:
             size = array.nbytes // self.count
             if not size:
                 continue
-            flat = memoryview(array.reshape(-1).view(np.uint8))
+            flat = memoryview(array).cast("B")  # type: ignore[arg-type]  # arrays are buffers
             lines = [flat[row * size : row * size + size] for row in range(self.count)]
             before, after = 0, 0
             if name in _MOMENTS:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+REPLACED = "\N{REPLACEMENT CHARACTER}"  # stands for what no tokenizer takes
 _UNWANTED = re.compile("[\0\ud800-\udfff]")  # lone surrogates come from JSON escapes
 
 
@@ -25,7 +26,7 @@ def cleaned(caption: str) -> str:
     """No byte-order mark, no outer blanks; U+FFFD for NUL and for lone surrogates."""
     if caption.isascii() and "\0" not in caption:  # nothing to replace; most are
         return caption.strip()
-    return _UNWANTED.sub("�", caption.removeprefix("﻿")).strip()
+    return _UNWANTED.sub(REPLACED, caption.removeprefix("﻿")).strip()
 
 
 def record_of(raw: bytes) -> dict[str, Any]:

@@ -12,5 +12,6 @@ def text_fingerprint(settings: object, weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(repr(settings).encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))  # type: ignore[arg-type]  # NumPy's buffers are
     return digest.hexdigest()

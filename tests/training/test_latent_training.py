@@ -1,0 +1,151 @@
+"""Training from latent shards is training from pictures; and what is refused about them."""
+
+import argparse
+
+import pytest
+from run_in_process import FIRST, SECOND, make_shards, numbers, run
+
+from ldm.commands import encode
+from ldm.commands.parts import AutoencoderStage, DiffusionStage
+from ldm.data import LatentData
+from ldm.frozen.captions import OpenClipCaptions
+from ldm.frozen.codec import LatentCodec
+from ldm.training.data import Seen, refuse_different_data
+from ldm.training.diffusion import LatentDiffusionModule
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_pictures():
+    """Drawing and measuring pictures is tested elsewhere, and costs seconds a run."""
+    patch = pytest.MonkeyPatch()
+    for kind in (AutoencoderStage, DiffusionStage):
+        patch.setattr(kind, "callbacks", lambda *_: [])
+    yield
+    patch.undo()
+
+
+def ldm_encode(*words):
+    parser = argparse.ArgumentParser()
+    encode.add_parser(parser.add_subparsers())
+    arguments = parser.parse_args(["encode", *map(str, words)])
+    return arguments.func(arguments)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, without_pictures):
+    """A first stage of one step, its latents, and a second stage trained on the pictures."""
+    root = tmp_path_factory.mktemp("latents")
+    make_shards(root / "shards")
+    first = FIRST.replace("max_steps=7", "max_steps=1").replace("warmup=2", "warmup=1")
+    assert run(root, "first", first) == 0
+    assert (
+        ldm_encode(root / "first", root / "latents", "--shards", root / "shards/train-0.tar") == 0
+    )
+    assert run(root, "pictures", f"{SECOND} first_stage={root}/first") == 0
+    return root
+
+
+def from_latents(root, latents="latents"):
+    """Settings of the same training, from latents."""
+    return (
+        f"{SECOND} first_stage={root}/first data.train._target_=ldm.data.LatentData "
+        f"~data.train.size data.train.shards={root}/{latents}/train-*.tar"
+    )
+
+
+def losses(root, name):
+    return [line["train/loss"] for line in numbers(root, name) if "train/loss" in line]
+
+
+def test_the_loss_curve_is_that_of_the_pictures_and_needs_neither_network(root, monkeypatch):
+    """The same draws, so the same losses, up to the half precision that moments and text are
+    stored in (11 bits)."""
+    training = []
+    ordinary = LatentDiffusionModule.training_step
+
+    def step(self, *arguments):
+        training.append(True)
+        loss = ordinary(self, *arguments)
+        training.pop()
+        return loss
+
+    def watched(function):
+        def call(self, *arguments):
+            assert not training, f"{function.__qualname__} was called for a training batch"
+            return function(self, *arguments)
+
+        return call
+
+    monkeypatch.setattr(LatentDiffusionModule, "training_step", step)
+    monkeypatch.setattr(LatentCodec, "encode", watched(LatentCodec.encode))
+    monkeypatch.setattr(OpenClipCaptions, "__call__", watched(OpenClipCaptions.__call__))
+    assert run(root, "from-latents", from_latents(root)) == 0
+    wanted = losses(root, "pictures")
+    assert len(wanted) == 7
+    assert losses(root, "from-latents") == pytest.approx(wanted, rel=2**-9)
+
+
+def test_latents_of_other_networks_or_pictures_are_refused(root, tmp_path):
+    settings = from_latents(root)
+    with pytest.raises(ValueError, match="made by another text encoder"):
+        run(root, "x", f"{settings} +text.encoder.layer=-2")
+    with pytest.raises(ValueError, match=r"on #ffffff, data\.val makes them to .* on #000000"):
+        run(root, "x", f"{settings} +data.val.background=black")
+    with pytest.raises(ValueError, match=r"set image_size to what was encoded"):
+        run(root, "x", f"{settings} image_size=64")
+    again = (root / "first", root / "latents", "--shards", root / "shards/train-0.tar")
+    with pytest.raises(ValueError, match="choose another folder or remove it"):
+        ldm_encode(*again, "--text", "+text.encoder.layer=-2")
+    with pytest.raises(ValueError, match=r"--text image_size=64: only the group text"):
+        ldm_encode(*again, "--text", "image_size=64")
+    assert not (root / "x").exists()
+
+
+def test_ranks_share_the_encoding_and_go_on_where_they_were_stopped(root, tmp_path, monkeypatch):
+    """As torchrun tells them. What they write is what one process writes, byte for byte."""
+    sources = [root / "shards/train-0.tar", root / "shards/val-0.tar"]
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert ldm_encode(root / "first", alone, "--shards", *sources, "--flip") == 0
+    for rank in (1, 0):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert ldm_encode(root / "first", shared, "--shards", *sources, "--flip") == 0
+        assert len(list(shared.glob("*.tar"))) == 2 - rank
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    (shared / "train-00001.tar").unlink()
+    kept = (shared / "train-00000.tar").stat().st_mtime_ns
+    assert ldm_encode(root / "first", shared, "--shards", *sources, "--flip") == 0
+    assert (shared / "train-00000.tar").stat().st_mtime_ns == kept
+    for path in alone.iterdir():
+        assert path.read_bytes() == (shared / path.name).read_bytes()
+    data = LatentData(str(shared / "train-*.tar"), flip=True)
+    assert (len(data), data.layout.views) == (14, 2)
+    assert set(data.made_by) == {"first_stage", "text", "source", "transforms"}
+
+
+def test_another_data_set_is_refused_until_it_is_allowed(root, capsys):
+    make_shards(root / "other", seed=1)
+    settings = f"{SECOND} first_stage={root}/first data.folder={root}/other"
+    settings = settings.replace("max_steps=7", "max_steps=8")
+    with pytest.raises(ValueError, match=r"other pictures than .*data\.allow_change=true"):
+        run(root, "pictures", settings)
+    assert run(root, "pictures", f"{settings} data.allow_change=true") == 0
+    assert (
+        "data: other pictures, as data.allow_change says, from step 7 on" in capsys.readouterr().out
+    )
+    assert len(losses(root, "pictures")) == 8
+
+
+def seen(host, train="a", val="b", positions=(0, 1)):
+    return Seen(host, {"data.train": train, "data.val": val}, list(positions))
+
+
+def test_ranks_with_other_data_or_the_same_rows_are_refused():
+    refuse_different_data([seen("one"), seen("two", positions=[2, 3])])
+    with pytest.raises(
+        ValueError, match=r"data\.val: rank 1 on two has other data than rank 0 on o"
+    ):
+        refuse_different_data([seen("one"), seen("two", val="c", positions=[2, 3])])
+    with pytest.raises(ValueError, match=r"ranks 0 and 1 \(on two\) would read the same samples"):
+        refuse_different_data([seen("one"), seen("two", positions=[1, 2])])

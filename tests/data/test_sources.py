@@ -198,6 +198,8 @@ def test_the_command_line_from_folder_to_verified_shards(tmp_path, capsys):
     assert ldm("info", tmp_path / "out", "--sheet", tmp_path / "sheet.png") == 0
     said = capsys.readouterr().out
     assert "9 samples in 1 shards" in said
+    assert "characters, 0 empty" in said
+    assert "mode       RGB 9" in said
     assert "3 samples in 1 shards" in said
     assert (tmp_path / "sheet.png").is_file()
     assert json.loads((tmp_path / "out/manifest.json").read_text())["command"] == (

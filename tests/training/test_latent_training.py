@@ -7,7 +7,7 @@ from run_in_process import FIRST, SECOND, make_shards, numbers, run
 
 from ldm.commands import encode
 from ldm.commands.parts import AutoencoderStage, DiffusionStage
-from ldm.data import LatentData
+from ldm.data import LatentData, ShardData
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.codec import LatentCodec
 from ldm.training.data import Seen, refuse_different_data
@@ -33,10 +33,10 @@ def ldm_encode(*words):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory, without_pictures):
-    """A first stage of one step, its latents, and a second stage trained on the pictures."""
+    """A first stage of two steps, its latents, and a second stage trained on the pictures."""
     root = tmp_path_factory.mktemp("latents")
     make_shards(root / "shards")
-    first = FIRST.replace("max_steps=7", "max_steps=1").replace("warmup=2", "warmup=1")
+    first = FIRST.replace("max_steps=7", "max_steps=2").replace("warmup=2", "warmup=1")
     assert run(root, "first", first) == 0
     assert (
         ldm_encode(root / "first", root / "latents", "--shards", root / "shards/train-0.tar") == 0
@@ -135,6 +135,20 @@ def test_another_data_set_is_refused_until_it_is_allowed(root, capsys):
         "data: other pictures, as data.allow_change says, from step 7 on" in capsys.readouterr().out
     )
     assert len(losses(root, "pictures")) == 8
+
+
+def test_pictures_that_cannot_be_read_end_a_training_with_code_3(root, capsys):
+    """FAULTS.md, row 9: over the budget, and one line says which."""
+    make_shards(root / "broken")
+    path = root / "broken" / "train-0.tar"
+    assert len(ShardData(str(path), 32)) == 10  # writes the index
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"IDAT", b"IDOT"))
+    settings = f"{SECOND} first_stage={root}/first data.folder={root}/broken"
+    assert run(root, "broken-pictures", settings) == 3
+    said = capsys.readouterr().err
+    assert "8 samples in a row are unreadable" in said
+    assert "train-0.tar, key 000" in said
 
 
 def seen(host, train="a", val="b", positions=(0, 1)):

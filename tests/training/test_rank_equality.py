@@ -58,6 +58,27 @@ def test_two_ranks_equal_one(place, strategy):
     close(both, alone, 1e-5)
 
 
+def test_ranks_with_other_data_are_refused_at_once(place):
+    """FAULTS.md, row 19: as when one machine has an old copy of the shards."""
+    for rank in range(2):
+        make_shards(place / f"copy-{rank}", seed=rank)
+    settings = f"{FIRST} name=torn data=shards data.folder=copy-${{oc.env:RANK}}"
+    settings = settings.replace("trainer=cpu", f"trainer=ddp {TWO}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, str(ROOT / "train.py"), *settings.split()],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert done.returncode != 0
+    assert "error: data.train: rank 1 on" in done.stderr
+    assert "has other data than rank 0" in done.stderr
+    assert not list((place / "runs" / "torn" / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_interrupted_ranks_continue_bit_for_bit(place, strategy, number):

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def train(config: DictConfig) -> int:
             if _hopeless(Attempts(folder.path), resumed):
                 return FAILED
         trainer = _trainer(config, folder, stage.callbacks(folder, data), resumed)
-        _announce(config, folder, trainer, module, resumed)
+        _announce(config, folder, trainer, module, data, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
             if code in (SAVED, RETRY):
@@ -313,6 +314,7 @@ def _announce(
     folder: RunFolder,
     trainer: L.Trainer,
     module: nn.Module,
+    data: PictureDataModule,
     resumed: Checkpoint | None,
 ) -> None:
     if not trainer.is_global_zero:
@@ -330,11 +332,27 @@ def _announce(
         "on": f"{world} x {device.type}, {config.precision}",
         "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
         "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",
-        "data": f"{config.data.train.shards}",
+        "data": f"{len(data.train)} to train, {len(data.val)} to validate: "
+        + ", ".join(_shards(config.data.train)),
         "watch": f"tensorboard --logdir {config.run_root}",
     }
     for name, value in lines.items():
         print(f"{name:>9}  {value}", flush=True)
+
+
+def _shards(node: Any) -> Iterator[str]:
+    """Every `shards` of a data set, or of the data sets that it is made of."""
+    if OmegaConf.is_list(node):
+        for part in node:
+            yield from _shards(part)
+    elif OmegaConf.is_dict(node):
+        for key, value in node.items():
+            if key != "shards":
+                yield from _shards(value)
+            elif OmegaConf.is_list(value):
+                yield from map(str, value)
+            else:
+                yield str(value)
 
 
 def _conclude(folder: RunFolder, trainer: L.Trainer, seconds: float) -> None:

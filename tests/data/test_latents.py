@@ -27,7 +27,7 @@ def moments(number, layout=LAYOUT):
 def text(number, layout=LAYOUT):
     rng = np.random.default_rng(1000 + number)
     tokens = torch.from_numpy(rng.integers(-99, 99, (1, layout.tokens, layout.token_width))).float()
-    mask = torch.arange(layout.tokens)[None] <= number % layout.tokens
+    mask = torch.arange(layout.tokens)[None] <= number % max(layout.tokens, 1)
     pooled = torch.from_numpy(rng.integers(-99, 99, (1, layout.pooled_width))).float()
     return Condition(tokens, mask, pooled)
 
@@ -50,7 +50,7 @@ def encode(data, folder, *, layout=LAYOUT, made_by=MADE_BY, rank=0, world=1):
                     [key],
                     [captions[sample]],
                     views[: layout.views],
-                    text(sample, layout) if layout.tokens else None,
+                    text(sample, layout) if layout.has_text else None,
                 )
 
 

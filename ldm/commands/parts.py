@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.commands.stale import refuse_other_latents, refuse_other_text
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.data import LatentData, ShardData, normalise, validation_batches
 from ldm.data.loading import Data
 from ldm.diffusion import Denoiser
@@ -126,7 +127,8 @@ class DiffusionStage:
     def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
-        captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
+        captions = text_encoder(self.config)
+        refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
         if isinstance(data.train, LatentData):
             refuse_other_latents(data.train, data.val, codec, self.config)
@@ -138,6 +140,7 @@ class DiffusionStage:
             objective=build(self.config.diffusion, "diffusion"),
             codec=codec,
             captions=captions,
+            tell_sizes=bool(self.config.text.get("sizes", False)),
         )
         return module
 
@@ -229,7 +232,7 @@ def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion
         checkpoint,
         objective.denoiser(network.eval().requires_grad_(False)),
         load_codec(first_stage or config.first_stage),
-        build(config.text.encoder, "text.encoder"),
+        text_encoder(config),
     )
 
 

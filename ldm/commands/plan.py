@@ -133,8 +133,9 @@ def backbone_cost(config: Any) -> Cost:
     from omegaconf import open_dict
 
     from ldm.commands.building import build
+    from ldm.commands.text import text_encoder
 
-    captions = build(config.text.encoder, "text.encoder")
+    captions = text_encoder(config)
     condition = captions(["a caption"])
     with open_dict(config):
         config.latent = dict(zip(("channels", "size"), latent_shape(config), strict=True))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -11,6 +12,7 @@ from ldm.data import condition_of, posterior_of
 from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.captions_sized import of_sizes
 from ldm.frozen.codec import LatentCodec
 from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
@@ -27,7 +29,8 @@ class LatentDiffusionModule(ClipsByNetwork):
 
     With probability `condition_dropout` a row's caption is replaced by the empty one, which is
     what classifier-free guidance needs (Ho & Salimans 2022). `ema_decay` is reached gradually:
-    the average of a short run is not held back by its first steps.
+    the average of a short run is not held back by its first steps. With `tell_sizes`, which goes
+    with `SizedCaptions`, the network is told each picture's own size and crop (SDXL, 2.2).
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         condition_dropout: float = 0.1,
         ema_decay: float = 0.9999,
         on_nonfinite: str = "skip",
+        tell_sizes: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= condition_dropout < 1:
@@ -59,6 +63,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
         self.nonfinite = NonFinitePolicy(on_nonfinite)
+        self.tell_sizes = tell_sizes
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -95,7 +100,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         image: Image = batch["image"]
         rows = range(batch["position"], batch["position"] + len(image))
         draws = Draws(VALIDATION_SEED, 0, rows, batch["of"], image.device)
-        condition = self.captions(batch["caption"])
+        condition = self._sized(self.captions(batch["caption"]), batch)
         latent = self.codec.encode(image)
         loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))
@@ -118,7 +123,17 @@ class LatentDiffusionModule(ClipsByNetwork):
         if condition is not None:
             return condition.where(keep, _repeated(batch["null_text"], len(keep)))
         condition = self.captions(batch["caption"])
-        return condition.where(keep, self.captions([""] * len(condition)))
+        null = self.captions([""] * len(condition))
+        return self._sized(condition.where(keep, null), batch)
+
+    def _sized(self, condition: Condition, batch: dict[str, Any]) -> Condition:
+        """The condition is told how large each picture was and what was cut out of it, in the rows
+        whose caption is dropped too."""
+        if not self.tell_sizes:
+            return condition
+        shape = torch.tensor(batch["image"].shape[2:], device=condition.tokens.device)
+        parts = (batch["original"], batch["corner"], shape.expand(len(condition), 2))
+        return of_sizes(condition, torch.cat(parts, dim=1).float())
 
 
 def _repeated(one: Condition, rows: int) -> Condition:

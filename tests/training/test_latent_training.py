@@ -3,12 +3,16 @@
 import argparse
 
 import pytest
+import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from run_in_process import FIRST, SECOND, make_shards, numbers, run
 
 from ldm.commands import encode
 from ldm.commands.parts import AutoencoderStage, DiffusionStage
 from ldm.data import LatentData, ShardData
 from ldm.frozen.captions import OpenClipCaptions
+from ldm.frozen.captions_sized import SizedCaptions
+from ldm.frozen.clip import load_clip
 from ldm.frozen.codec import LatentCodec
 from ldm.training.data import Seen, refuse_different_data
 from ldm.training.diffusion import LatentDiffusionModule
@@ -111,6 +115,8 @@ def test_latents_of_other_networks_or_pictures_are_refused(root, tmp_path):
         run(root, "x", f"{settings} +text.encoder.layer=-2")
     with pytest.raises(ValueError, match=r"on #ffffff, data\.val makes them to .* on #000000"):
         run(root, "x", f"{settings} +data.val.background=black")
+    with pytest.raises(ValueError, match=r"latent shards do not hold the pictures' sizes"):
+        run(root, "x", f"{settings} text.sizes=true +backbone.pooled_width=1600")
     with pytest.raises(ValueError, match=r"set image_size to what was encoded"):
         run(root, "x", f"{settings} image_size=64")
     again = (root / "first", root / "latents", "--shards", root / "shards/train-0.tar")
@@ -142,6 +148,46 @@ def test_ranks_share_the_encoding_and_go_on_where_they_were_stopped(root, tmp_pa
     data = LatentData(str(shared / "train-*.tar"), flip=True)
     assert (len(data), data.layout.views) == (14, 2)
     assert set(data.made_by) == {"first_stage", "text", "source", "transforms"}
+
+
+def embedded(sizes):
+    """As diffusers' SDXL pipeline does it."""
+    options = {"flip_sin_to_cos": True, "downscale_freq_shift": 0}
+    return get_timestep_embedding(sizes, 256, **options).flatten()
+
+
+def test_the_network_is_told_each_pictures_size_and_crop(root, monkeypatch):
+    """SDXL's conditioning: as stored, what was cut off, as wanted; the same with a dropped caption.
+    The validation pictures' are theirs, a sampled picture's are what is wanted."""
+    told = []
+    ordinary = LatentDiffusionModule._sized
+
+    def sized(self, condition, batch):
+        found = ordinary(self, condition, batch)
+        told.append((found.pooled, batch["original"].tolist(), batch["corner"].tolist()))
+        return found
+
+    monkeypatch.setattr(LatentDiffusionModule, "_sized", sized)
+    settings = f"{SECOND} first_stage={root}/first".replace("max_steps=7", "max_steps=3")
+    settings += " text.sizes=true"
+    with pytest.raises(ValueError, match=r"backbone\.pooled_width='\$\{text\.pooled_width\}'"):
+        run(root, "deaf", settings)
+    settings += " +backbone.pooled_width=${text.pooled_width} image_size=16 +data.train.crop=random"
+    assert run(root, "sized", settings) == 0
+    assert len(told) == 4  # three steps and a batch of validation
+    for pooled, originals, corners in told:
+        for row, original, corner in zip(pooled, originals, corners, strict=True):
+            assert original == [32, 32]
+            sizes = torch.tensor([*original, *corner, 16, 16]).float()
+            wanted = get_timestep_embedding(
+                sizes, 256, flip_sin_to_cos=True, downscale_freq_shift=0
+            )
+            torch.testing.assert_close(row[-6 * 256 :], wanted.flatten())
+    encoder = OpenClipCaptions(load_clip("asset:emoji_clip"))
+    said = SizedCaptions(encoder, 16)(["ball"]).pooled[0]
+    assert torch.equal(said[:-1536], encoder(["ball"]).pooled[0])
+    sizes = torch.tensor([16.0, 16, 0, 0, 16, 16])
+    torch.testing.assert_close(said[-1536:], embedded(sizes))
 
 
 def test_another_data_set_is_refused_until_it_is_allowed(root, capsys):

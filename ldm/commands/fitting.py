@@ -12,8 +12,8 @@ from torch import nn
 from ldm.commands.building import build
 from ldm.commands.check import _devices
 from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.diffusion import Objective, Sampler
-from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.features import open_clip_features
 from ldm.models import Autoencoder
 from ldm.runs.folder import RunFolder, run_folder
@@ -147,7 +147,8 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
     shape = _latent_shape(config, todo)
-    captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    refuse_unheard_sizes(config)
+    captions = text_encoder(config)
     with open_dict(config):
         if shape is not None:
             _agree("latent.channels", config.latent.channels, shape[0], "the first stage")

@@ -10,8 +10,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
+from ldm.commands.stale import refuse_other_latents, refuse_other_text
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.data import LatentData, ShardData, normalise, validation_batches
-from ldm.data.batches import Data
+from ldm.data.loading import Data
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
@@ -130,10 +132,12 @@ class DiffusionStage:
     def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
-        captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
+        captions = text_encoder(self.config)
+        refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
         if isinstance(data.train, LatentData):
-            _refuse_other_latents(data.train, codec, self.config)
+            refuse_other_latents(data.train, data.val, codec, self.config)
+            refuse_other_text(data.train, captions, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
@@ -141,6 +145,7 @@ class DiffusionStage:
             objective=build(self.config.diffusion, "diffusion"),
             codec=codec,
             captions=captions,
+            tell_sizes=bool(self.config.text.get("sizes", False)),
         )
         return module
 
@@ -232,7 +237,7 @@ def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion
         checkpoint,
         objective.denoiser(network.eval().requires_grad_(False)),
         load_codec(first_stage or config.first_stage),
-        build(config.text.encoder, "text.encoder"),
+        text_encoder(config),
     )
 
 
@@ -266,22 +271,6 @@ def spread(items: list[str], count: int) -> list[str]:
     """`count` of the items, evenly spaced over the list; all of them when there are fewer."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConfig) -> None:
-    if data.made_by.get("first_stage") != codec.statistics.fingerprint:
-        raise ValueError(
-            f"data.train.shards={config.data.train.shards}: these latents were made by another "
-            f"first stage than first_stage={config.first_stage}; encode anew with `ldm encode "
-            f"{config.first_stage} DST`, or name the first stage that made them"
-        )
-    layout = data.layout
-    shape = codec.latent_shape(config.image_size)
-    if (layout.channels, layout.height, layout.width) != shape:
-        raise ValueError(
-            f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
-            f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
-        )
 
 
 def reference_of(features: Features, data: ShardData) -> Reference:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.frozen.clip import Clip
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 
@@ -32,6 +33,9 @@ class CaptionEncoder(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Move weights; later conditions come from there."""
+
+    def fingerprint(self) -> str:
+        """Another one says other things of some caption: weights and settings, hashed."""
 
 
 class Row(NamedTuple):
@@ -116,6 +120,15 @@ class OpenClipCaptions:
         self.device = device
         self.model.to(device)
         self.memory.clear()
+
+    def fingerprint(self) -> str:
+        """Of the text tower alone."""
+        weights = {
+            name: value
+            for name, value in self.model.state_dict().items()
+            if not name.startswith(("visual.", "logit_"))
+        }
+        return text_fingerprint((self.layer, self.tokenizer.context_length), weights)
 
     def __call__(self, captions: list[str]) -> Condition:
         """`[b l d]` with l the model's context length, whatever the captions' own."""

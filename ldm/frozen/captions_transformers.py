@@ -19,6 +19,7 @@ from transformers import (
 
 from ldm.assets import resolve
 from ldm.frozen.captions import CaptionEncoder, RowMemory
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 # A model class for the kinds whose AutoModel would be more than the text encoder.
@@ -80,6 +81,11 @@ class TransformersCaptions:
         self.device = device
         self.model.to(device)
         self.memory.clear()
+
+    def fingerprint(self) -> str:
+        """Of the model's weights and of how captions are put to it."""
+        settings = (self.length, self.layer, self.pooling, self.masked)
+        return text_fingerprint(settings, self.model.state_dict())
 
     def __call__(self, captions: list[str]) -> Condition:
         """`[b length d]`."""
@@ -174,6 +180,11 @@ class JoinedCaptions:
         for encoder in self.encoders:
             encoder.to(device)
 
+    def fingerprint(self) -> str:
+        """Of all of them, in their order."""
+        parts = [encoder.fingerprint() for encoder in self.encoders]
+        return text_fingerprint((self.join, parts), {})
+
     def __call__(self, captions: list[str]) -> Condition:
         """Every encoder reads every caption."""
         told = [encoder(captions) for encoder in self.encoders]
@@ -214,6 +225,10 @@ class ClassLabels:
     def to(self, device: torch.device) -> None:
         """Later conditions come from there."""
         self.device = device
+
+    def fingerprint(self) -> str:
+        """Of the names, in their order."""
+        return text_fingerprint(list(self.names), {})
 
     def __call__(self, captions: list[str]) -> Condition:
         """`pooled` is `[b classes+1]`. ValueError names a caption that is no class."""

@@ -33,6 +33,7 @@ HARMLESS = (
     "accumulate",
     "blocks",
     "watchdog",
+    "data.allow_change",
     "trainer._target_",
     "trainer.strategy",
     "trainer.devices",

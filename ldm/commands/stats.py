@@ -99,18 +99,14 @@ def features_of(asked: str) -> Any:
 
 def _pictures(arguments: argparse.Namespace) -> Iterator[Any]:
     from ldm.commands.judging import open_folder
-    from ldm.data import ShardData, normalise, validation_batches
+    from ldm.data import ShardData, all_pictures
 
     if Path(arguments.data).is_dir():
-        yield from (
-            images
-            for images, _ in open_folder(Path(arguments.data)).batches(
-                range(10**9), arguments.batch_size, side=arguments.size
-            )
-        )
+        folder = open_folder(Path(arguments.data))
+        numbers = range(len(folder.files))
+        for images, _ in folder.batches(numbers, arguments.batch_size, side=arguments.size):
+            yield images
         return
     data = ShardData(arguments.data, arguments.size)
-    for batch in validation_batches(
-        data, batch=arguments.batch_size, rank=0, world=1, workers=arguments.workers
-    ):
-        yield normalise(batch["image"])
+    batches = all_pictures(data, batch=arguments.batch_size, workers=arguments.workers)
+    yield from (batch["image"] for batch in batches)

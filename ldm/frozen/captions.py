@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -83,26 +83,21 @@ class RowMemory:
         self.size = 0
 
 
-class OpenClipCaptions:
-    """Token states and the pooled embedding of an open_clip text tower.
+class RememberingCaptions:
+    """A frozen text encoder whose answers are remembered, up to `cache_bytes`. A subclass says in
+    `encode` what it asks; it is asked here for the first time, for the widths.
 
-    Tokens are the states of layer `layer` (-1 the last, -2 the one before) after the final layer
-    norm; those up to and with end-of-text count. `pooled` is the projected text embedding, not
-    normalised. Captions longer than the model's context are cut, and the first time that happens
-    a warning counts their tokens. `cache_bytes` bounds the memory of captions already encoded.
+    The first caption that does not fit gives a warning that counts its tokens; later ones none.
     """
 
-    def __init__(self, clip: Clip, *, layer: int = -1, cache_bytes: int = 2**28) -> None:
-        self.model: Any = clip.model.eval().requires_grad_(False)
-        self.tokenizer = clip.tokenizer
-        self.layer = layer
+    def __init__(self, model: Any, cache_bytes: int) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
         self.device = torch.device("cpu")
         self.memory = RowMemory(cache_bytes)
         self.cut_was_told = False
-        null = self._encode([""])
-        assert null.pooled is not None
+        null = self._frozen([""])
         self.width = null.tokens.shape[2]
-        self.pooled_width = null.pooled.shape[1]
+        self.pooled_width = 0 if null.pooled is None else null.pooled.shape[1]
 
     def to(self, device: torch.device) -> None:
         """Move the weights; later conditions come from there."""
@@ -112,27 +107,23 @@ class OpenClipCaptions:
 
     def __call__(self, captions: list[str]) -> Condition:
         """`[b l d]` with l the model's context length, whatever the captions' own."""
-        return self.memory(captions, self._encode)
+        return self.memory(captions, self._frozen)
+
+    def encode(self, captions: list[str]) -> Condition:
+        """What the model says, on its device."""
+        raise NotImplementedError
 
     @torch.no_grad()
-    def _encode(self, captions: list[str]) -> Condition:
-        self._warn_of_cuts(captions)
-        ids = self.tokenizer(captions).to(self.device)
+    def _frozen(self, captions: list[str]) -> Condition:
         # A batch in autocast would remember rounded rows that a later one in full precision sees.
         with torch.autocast(self.device.type, enabled=False):
-            states = self.model.forward_intermediates(
-                text=ids, normalize=False, normalize_intermediates=True
-            )
-        end = (ids == self.tokenizer.eot_token_id).int().argmax(dim=1)
-        mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
-        return Condition(states["text_intermediates"][self.layer], mask, states["text_features"])
+            return self.encode(captions)
 
-    def _warn_of_cuts(self, captions: list[str]) -> None:
+    def warn_of_cuts(self, captions: list[str], counts: Iterable[int], room: int) -> None:
+        """Once, of the first caption with more tokens than there is room for."""
         if self.cut_was_told:
             return
-        room = self.tokenizer.context_length
-        for caption in captions:
-            count = len(self.tokenizer.encode(caption)) + 2
+        for caption, count in zip(captions, counts, strict=True):
             if count > room:
                 self.cut_was_told = True
                 warnings.warn(
@@ -141,3 +132,31 @@ class OpenClipCaptions:
                     stacklevel=2,
                 )
                 return
+
+
+class OpenClipCaptions(RememberingCaptions):
+    """Token states and the pooled embedding of an open_clip text tower.
+
+    Tokens are the states of layer `layer` (-1 the last, -2 the one before) after the final layer
+    norm; those up to and with end-of-text count. `pooled` is the projected text embedding, not
+    normalised. Captions longer than the model's context are cut, and the first time that happens
+    a warning counts their tokens. `cache_bytes` bounds the memory of captions already encoded.
+    """
+
+    def __init__(self, clip: Clip, *, layer: int = -1, cache_bytes: int = 2**28) -> None:
+        self.tokenizer = clip.tokenizer
+        self.layer = layer
+        super().__init__(clip.model, cache_bytes)
+
+    def encode(self, captions: list[str]) -> Condition:
+        """Token states and pooled embedding."""
+        room = self.tokenizer.context_length
+        counts = (len(self.tokenizer.encode(caption)) + 2 for caption in captions)
+        self.warn_of_cuts(captions, counts, room)
+        ids = self.tokenizer(captions).to(self.device)
+        states = self.model.forward_intermediates(
+            text=ids, normalize=False, normalize_intermediates=True
+        )
+        end = (ids == self.tokenizer.eot_token_id).int().argmax(dim=1)
+        mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
+        return Condition(states["text_intermediates"][self.layer], mask, states["text_features"])

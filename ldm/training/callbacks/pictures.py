@@ -1,5 +1,6 @@
 """Looking at the model while it trains: sample grids with metrics, and reconstructions."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import Metric
 from torchvision.transforms.functional import pil_to_tensor
 
 from ldm.diffusion import Sampler
 from ldm.generate import TextToImage, grid, save_png
+from ldm.metrics import MetricGroup
 from ldm.types import Image
 
 
@@ -54,18 +55,24 @@ class _EverySteps(L.Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
 
-    def record(self, trainer: L.Trainer, group: str, metrics: Mapping[str, Metric]) -> None:
-        """The metrics' values over all ranks, into every logger. A metric that fails is told of
-        and left out: it never ends a training."""
-        values = {}
-        for name, metric in metrics.items():
-            try:
-                values[f"{group}/{name}"] = metric.compute()
-            except ValueError as error:
-                rank_zero_warn(f"{group}/{name} was not measured: {error}")
-        for logger in trainer.loggers:
-            logger.log_metrics({k: float(v) for k, v in values.items()}, trainer.global_step)
-        trainer.callback_metrics.update(values)
+    def record(self, trainer: L.Trainer, about: str, *groups: MetricGroup) -> None:
+        """The metrics' values over all ranks, into every logger, and once their full names into
+        metrics.json. A metric that failed is told of and left out: it never ends a training."""
+        values: dict[str, float] = {}
+        names: dict[str, str] = {}
+        for group in groups:
+            for name, value in group.compute().items():
+                if isinstance(value, float):
+                    values[f"{about}/{name}"] = value
+                else:
+                    rank_zero_warn(f"{about}/{name} was not measured: {value}")
+            names |= {f"{about}/{name}": str(metric.name) for name, metric in group.metrics.items()}
+        if trainer.is_global_zero and groups:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "metrics.json").write_text(json.dumps(names, indent=1) + "\n")
+        for logger in trainer.loggers if values else []:
+            logger.log_metrics(values, trainer.global_step)
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
 
 
 class SampleQuality(_EverySteps):
@@ -83,7 +90,7 @@ class SampleQuality(_EverySteps):
         folder: Path,
         grid_prompts: Sequence[str],
         prompts: Sequence[str],
-        metrics: Mapping[str, Metric],
+        metrics: MetricGroup,
         sampler: Sampler,
         guidance: float,
         image_size: int,
@@ -92,7 +99,7 @@ class SampleQuality(_EverySteps):
     ) -> None:
         super().__init__(every, folder)
         self.grid_prompts, self.prompts = list(grid_prompts), list(prompts)
-        self.metrics = dict(metrics)
+        self.metrics = metrics
         self.sampler, self.guidance, self.image_size = sampler, guidance, image_size
         self.batch_size, self.precision = batch_size, precision
 
@@ -124,25 +131,29 @@ class SampleQuality(_EverySteps):
                 logger.experiment.add_text("samples/prompts", text, trainer.global_step)
 
     def _measure(self, trainer: L.Trainer, module: Any, generate: TextToImage) -> None:
-        mine = range(trainer.global_rank, len(self.prompts), trainer.world_size)
-        prompts = [self.prompts[i] for i in mine]
-        for metric in self.metrics.values():
-            metric.reset()
+        """Every rank draws equally many pictures in equally many batches, because under FSDP each
+        pass of the network is an exchange; what only fills up is not measured."""
+        self.metrics.reset(module.device)
+        count, world = len(self.prompts), trainer.world_size
+        mine = range(trainer.global_rank, -(-count // world) * world, world)
+        prompts = [self.prompts[i % count] for i in mine]
         for start, images in zip(
             range(0, len(mine), self.batch_size),
             generate.batches(prompts, mine, self.batch_size),
             strict=True,
         ):
-            for metric in self.metrics.values():
-                metric.to(images.device).update(images, prompts[start : start + self.batch_size])
+            real = sum(i < count for i in mine[start : start + self.batch_size])
+            if real:
+                self.metrics.update(images[:real], prompts[start : start + real])
         self.record(trainer, "sample", self.metrics)
 
 
 class Reconstructions(_EverySteps):
-    """Pictures above their reconstructions from the averaged weights, above |difference|; the
-    metrics see the reconstructions of every picture, shared evenly by the ranks.
+    """Pictures above their reconstructions from the averaged weights, above |difference|, and what
+    metrics say of the reconstructions of every picture.
 
-    `pictures` gives batches of images afresh each time it is called.
+    `pictures(rank, world)` gives a rank's share afresh each time: batches with `image` and `valid`,
+    equally many in every rank. `metrics` see reconstructions, `pairs` their originals too.
     """
 
     def __init__(
@@ -150,28 +161,29 @@ class Reconstructions(_EverySteps):
         *,
         every: int,
         folder: Path,
-        pictures: Callable[[], Iterable[Image]],
+        pictures: Callable[[int, int], Iterable[Mapping[str, Any]]],
         shown: int,
-        metrics: Mapping[str, Metric],
+        metrics: MetricGroup,
+        pairs: MetricGroup,
     ) -> None:
         super().__init__(every, folder)
-        self.pictures, self.shown, self.metrics = pictures, shown, dict(metrics)
+        self.pictures, self.shown = pictures, shown
+        self.metrics, self.pairs = metrics, pairs
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
         """Reconstruct, show, measure."""
-        for metric in self.metrics.values():
-            metric.reset()
-        for number, batch in enumerate(self.pictures()):
-            images = batch.to(module.device)
-            if number and number % trainer.world_size != trainer.global_rank:
-                continue
+        self.metrics.reset(module.device)
+        self.pairs.reset(module.device)
+        share = self.pictures(trainer.global_rank, trainer.world_size)
+        for number, batch in enumerate(share):
+            images, real = batch["image"].to(module.device), batch["valid"]
             made = module.reconstruct(images).float()
             if number == 0:
                 self._compare(trainer, images[: self.shown], made[: self.shown])
-            if number % trainer.world_size == trainer.global_rank:
-                for metric in self.metrics.values():
-                    metric.to(made.device).update(made, [""] * len(made))
-        self.record(trainer, "reconstruction", self.metrics)
+            if real.any():
+                self.metrics.update(made[real], [""] * int(real.sum()))
+                self.pairs.update(made[real], images[real])
+        self.record(trainer, "reconstruction", self.metrics, self.pairs)
 
     def _compare(self, trainer: L.Trainer, images: Image, made: Image) -> None:
         difference = (images - made).abs() - 1

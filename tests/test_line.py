@@ -169,6 +169,31 @@ def test_a_sweep_is_measured_drawn_once_and_plotted(place):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("0*.png")} == drawn
 
 
+@pytest.mark.slow
+def test_two_ranks_draw_and_measure_what_one_does(place):
+    """Started by torchrun, as people do; an uneven number of pictures."""
+    asked = ["evaluate", "runs/second", "--samples", "5", "--metrics", "fd_clip,clip_score,prdc"]
+    asked += [
+        "--batch-size",
+        "1",
+    ]  # batches of other sizes may round a picture's last bit otherwise
+    alone = ldm(*asked, "--out", "alone", cwd=place)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "ldm.commands", *asked, "--out", "both"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (json.loads((place / o / "results.json").read_text())[0] for o in ("alone", "both"))
+    assert one["values"] == two["values"]
+    assert one["pictures"] == two["pictures"] == 5
+
+
 def test_reconstructions_are_measured_as_in_the_run(place):
     done = ldm("evaluate", "runs/first", "--metrics", "psnr,ssim,fd_clip", cwd=place)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -209,19 +234,24 @@ def test_what_compares_with_training_pictures_decodes_latents(place):
         references.of(clip, "val")
 
 
-@pytest.mark.parametrize("way", ["unwatched", "failing"])
+@pytest.mark.parametrize("way", ["unwatched", "failing", "undrawn"])
 def test_evaluation_leaves_no_trace_in_the_weights(place, monkeypatch, way):
-    """A training without one, and one whose metrics raise, end in the same bits."""
+    """A training without one, and one whose metrics or pictures raise, end in the same bits."""
     from ldm.commands.parts import DiffusionStage
+    from ldm.generate import TextToImage
     from ldm.metrics import FrechetDistance
 
     def raises(*_):
-        raise RuntimeError("no distance today")
+        raise RuntimeError("not today")
 
     if way == "unwatched":
         monkeypatch.setattr(DiffusionStage, "callbacks", lambda *_: [])
     else:
-        monkeypatch.setattr(FrechetDistance, "add", raises)
+        broken, method = {
+            "failing": (FrechetDistance, "add"),
+            "undrawn": (TextToImage, "__call__"),
+        }[way]
+        monkeypatch.setattr(broken, method, raises)
     done = train(f"{SECOND}name={way} {SHORT}", place)
     assert done.returncode == 0, done.stdout + done.stderr
     watched, other = (newest_state(place / "runs" / name) for name in ("second", way))

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out) if arguments.out else run_folder / "evaluation"
     drawn = is_run and stage_of(run_folder) == "diffusion"
     if arguments.sweep and not drawn:
-        raise ValueError("--sweep draws pictures from prompts: name the run of a diffusion")
+        raise ValueError("--sweep draws pictures from prompts: name a run of stage diffusion")
     if drawn:
         arguments.target = str(target)
         rows = _run_rows(arguments, cells, out, device, ranks)

@@ -45,8 +45,8 @@ def pareto(rows: Sequence[Row], path: Path) -> bool:
 
 
 def quality(rows: Sequence[Row], path: Path) -> bool:
-    """Fréchet distance and CLIP score against steps and against seconds, a line a sampler and
-    guidance; False where the rows have none of the two."""
+    """Fréchet distance and CLIP score against steps (network passes, where rows tell them) and
+    against seconds, a line a sampler and guidance; False where the rows have none of the two."""
     distance = _distance(rows)
     shown = [name for name in (distance, "clip_score") if name and _numbers(rows[0], name)]
     if not shown:
@@ -54,7 +54,8 @@ def quality(rows: Sequence[Row], path: Path) -> bool:
     rows = [row for row in rows if _numbers(row, *shown)]
     titles = {distance: "Fréchet distance, less is better", "clip_score": "CLIP score"}
     timed = all(isinstance(row["seconds"], float) for row in rows)
-    along = [("steps", "steps"), ("seconds", "seconds a picture")][: 1 + timed]
+    walk = "passes" if all("passes" in row for row in rows) else "steps"
+    along = [(walk, walk), ("seconds", "seconds a picture")][: 1 + timed]
     figure = Figure(figsize=(4.6 * len(along), 3.4 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), len(along), squeeze=False)
     keys = [key for key in _swept(rows) if key != "steps"]
@@ -66,8 +67,8 @@ def quality(rows: Sequence[Row], path: Path) -> bool:
                 axes.plot(x, _columns(ordered, metric), "o-", label=name, markersize=4)
                 axes.set(title=titles[metric], xlabel=unit, xscale="log")
                 axes.title.set_fontsize(10)
-                if key == "steps":
-                    axes.set_xticks(sorted({row["steps"] for row in rows}))
+                if key == walk:
+                    axes.set_xticks(sorted({row[walk] for row in rows}))
                     axes.xaxis.set_major_formatter(ScalarFormatter())
                     axes.xaxis.set_minor_formatter(NullFormatter())
                 axes.grid(alpha=0.3)

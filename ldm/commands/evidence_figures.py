@@ -102,7 +102,7 @@ def text(
     bars = axes.barh(list(intervals), means, xerr=halves, capsize=5, color=[OURS, OTHER, OTHER])
     axes.bar_label(bars, [f"{m:.1f} ± {h:.1f}" for m, h in intervals.values()], padding=6)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * max(m + h for m, h in intervals.values()))
+    axes.set_xlim(0, 1.25 * max(1.0, *(m + h for m, h in intervals.values())))
     _titled(axes, "CLIP score of pictures drawn with …  (± 95 % confidence)", "")
     for part, (picture, maps) in zip(parts[1:], attention, strict=True):
         _attention(part, picture, maps)

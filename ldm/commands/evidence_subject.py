@@ -16,8 +16,9 @@ from torch import Tensor
 from ldm.commands.building import build
 from ldm.commands.sample import text_to_image
 from ldm.data import all_pictures
-from ldm.frozen.features import ClipFeatures, open_clip_features
+from ldm.frozen.features import clip_features
 from ldm.generate import TextToImage
+from ldm.metrics import TextAndImageFeatures
 from ldm.types import Condition
 
 
@@ -32,7 +33,7 @@ class Subject:
     data: Any
     images: Tensor
     captions: list[str]
-    features: ClipFeatures
+    features: TextAndImageFeatures
     about: dict[str, Any]
 
     @staticmethod
@@ -53,7 +54,7 @@ class Subject:
             kept.append(batch["image"][here])
             captions += [batch["caption"][i] for i in here]
             first += len(batch["image"])
-        features = open_clip_features(arguments.clip or trained.config.evaluation.clip)
+        features = clip_features(arguments.clip or trained.config.evaluation.clip)
         trained.denoiser.network.to(device)
         trained.codec.to(device)
         trained.captions.to(device)

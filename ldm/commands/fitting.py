@@ -15,7 +15,7 @@ from ldm.commands.metric_choices import MetricChoices, References, data_of, name
 from ldm.commands.parts import LATENTS, load_codec, precision_of
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.features import open_clip_features
+from ldm.frozen.features import clip_features
 from ldm.models import Autoencoder
 from ldm.runs.folder import RunFolder, run_folder
 from ldm.types import Condition, draws_for_seeds
@@ -61,7 +61,7 @@ def _width(config: DictConfig) -> int | None:
         pairs=config.stage_name == "autoencoder",
         key="evaluation.metrics",
     )
-    return open_clip_features(evaluation.clip).width
+    return clip_features(evaluation.clip).width
 
 
 def fit(config: DictConfig) -> None:

@@ -133,10 +133,9 @@ class MetricChoices:
         self.parts: dict[str, _Part] = {}
         for name in names:
             node: Any = OmegaConf.to_container(choice("metrics", name), resolve=True)
-            if clip is not None and str(node["features"]["_target_"]).endswith(
-                "open_clip_features"
-            ):
-                node["features"]["folder"] = clip
+            network = node["features"] or {}
+            if clip is not None and network.get("_target_", "").endswith(".clip_features"):
+                network["folder"] = clip
             self._add(name, node, pairs)
 
     def _add(self, name: str, node: Mapping[str, Any], pairs: bool) -> None:

@@ -48,15 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _clip(folder: str) -> Any:
-    from ldm.frozen.features import open_clip_features
+    from ldm.frozen.features import clip_features
 
-    return open_clip_features(folder or "asset:emoji_clip")
-
-
-def _transformers_clip(folder: str) -> Any:
-    from ldm.frozen.features import TransformersClipFeatures
-
-    return TransformersClipFeatures(folder)
+    return clip_features(folder or "asset:emoji_clip")
 
 
 def _dinov2(folder: str) -> Any:
@@ -79,7 +73,6 @@ def _spatial(weights: str) -> Any:
 
 KINDS = {
     "clip:FOLDER": _clip,
-    "transformers_clip:FOLDER": _transformers_clip,
     "dinov2:FOLDER": _dinov2,
     "inception[:FILE]": _inception,
     "inception_spatial[:FILE]": _spatial,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ldm.frozen.clip import Clip, load_clip
 from ldm.frozen.inception import Inception, load_inception
 from ldm.frozen.resizing import shortest_and_crop, squash, tensorflow_bilinear
+from ldm.metrics import TextAndImageFeatures
 from ldm.types import Image
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -126,6 +127,16 @@ class TransformersClipFeatures(_OneModel):
         ).to(self.model.device)
         with _in_float32(self.model.device):
             return self.model.get_text_features(**tokens).pooler_output
+
+
+@cache
+def clip_features(folder: str) -> TextAndImageFeatures:
+    """The features of the CLIP in a folder, which open_clip or transformers wrote; ValueError or
+    FileNotFoundError says what is missing."""
+    path = Path(folder).expanduser()
+    if (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file():
+        return TransformersClipFeatures(folder)
+    return open_clip_features(folder)
 
 
 class Dinov2Features(_OneModel):

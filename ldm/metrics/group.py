@@ -53,6 +53,10 @@ class MetricGroup:
             except Exception as error:
                 self.failures[name] = _told(error)
 
+    def fail(self, error: Exception) -> None:
+        """There are no pictures to judge, or not all of them: no metric has a value."""
+        self.failures |= dict.fromkeys(self.makers, _told(error))
+
     def compute(self) -> dict[str, float | str]:
         """Each metric's value, or in words why there is none; the same in every rank. The metrics
         have forgotten their pictures afterwards."""

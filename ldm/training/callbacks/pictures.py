@@ -114,6 +114,15 @@ class SampleQuality(_EverySteps):
             self.guidance,
             self.precision,
         )
+        self.metrics.reset(module.device)
+        try:
+            self._draw(trainer, generate)
+            self._measure(trainer, generate)
+        except Exception as error:  # such as no memory for so many pictures at once
+            self.metrics.fail(error)
+        self.record(trainer, "sample", self.metrics)
+
+    def _draw(self, trainer: L.Trainer, generate: TextToImage) -> None:
         seeds = range(len(self.grid_prompts))
         shown = [
             picture
@@ -121,19 +130,14 @@ class SampleQuality(_EverySteps):
             for picture in batch
         ]
         self.show(trainer, shown, 8, "samples")
-        self._tell_prompts(trainer)
-        self._measure(trainer, module, generate)
-
-    def _tell_prompts(self, trainer: L.Trainer) -> None:
         text = "\n".join(f"{i}. {prompt}" for i, prompt in enumerate(self.grid_prompts, 1))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment.add_text("samples/prompts", text, trainer.global_step)
 
-    def _measure(self, trainer: L.Trainer, module: Any, generate: TextToImage) -> None:
+    def _measure(self, trainer: L.Trainer, generate: TextToImage) -> None:
         """Every rank draws equally many pictures in equally many batches, because under FSDP each
         pass of the network is an exchange; what only fills up is not measured."""
-        self.metrics.reset(module.device)
         count, world = len(self.prompts), trainer.world_size
         mine = range(trainer.global_rank, -(-count // world) * world, world)
         prompts = [self.prompts[i % count] for i in mine]
@@ -145,7 +149,6 @@ class SampleQuality(_EverySteps):
             real = sum(i < count for i in mine[start : start + self.batch_size])
             if real:
                 self.metrics.update(images[:real], prompts[start : start + real])
-        self.record(trainer, "sample", self.metrics)
 
 
 class Reconstructions(_EverySteps):
@@ -174,6 +177,14 @@ class Reconstructions(_EverySteps):
         """Reconstruct, show, measure."""
         self.metrics.reset(module.device)
         self.pairs.reset(module.device)
+        try:
+            self._measure(trainer, module)
+        except Exception as error:  # such as no memory for so many pictures at once
+            self.metrics.fail(error)
+            self.pairs.fail(error)
+        self.record(trainer, "reconstruction", self.metrics, self.pairs)
+
+    def _measure(self, trainer: L.Trainer, module: Any) -> None:
         share = self.pictures(trainer.global_rank, trainer.world_size)
         for number, batch in enumerate(share):
             images, real = batch["image"].to(module.device), batch["valid"]
@@ -183,7 +194,6 @@ class Reconstructions(_EverySteps):
             if real.any():
                 self.metrics.update(made[real], [""] * int(real.sum()))
                 self.pairs.update(made[real], images[real])
-        self.record(trainer, "reconstruction", self.metrics, self.pairs)
 
     def _compare(self, trainer: L.Trainer, images: Image, made: Image) -> None:
         difference = (images - made).abs() - 1

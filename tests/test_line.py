@@ -154,7 +154,7 @@ def test_a_sweep_is_measured_drawn_once_and_plotted(place):
     out = place / "runs" / "second" / "evaluation"
     rows = json.loads((out / "results.json").read_text())
     assert [(row["sampler"], row["steps"]) for row in rows] == [
-        ("DDIM", 1), ("Heun", 1), ("DDIM", 2), ("Heun", 2),
+        ("ddim", 1), ("heun", 1), ("ddim", 2), ("heun", 2),
     ]  # fmt: skip
     for row in rows:
         assert all(isinstance(value, float) for value in row["values"].values())

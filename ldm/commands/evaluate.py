@@ -166,7 +166,7 @@ def _cell_row(
     generate, settings = text_to_image(trained, asked)
     settings.pop("config")
     shown = {
-        "sampler": settings["sampler"]["_target_"].rpartition(".")[2],
+        "sampler": asked.sampler or settings["sampler"]["_target_"].rpartition(".")[2],
         "steps": settings["sampler"]["steps"],
         "guidance": settings["guidance"],
     }

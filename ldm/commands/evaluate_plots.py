@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 Row = dict[str, Any]
 AXES = ("sampler", "steps", "guidance")
@@ -25,7 +25,7 @@ def pareto(rows: Sequence[Row], path: Path) -> bool:
     axes = figure.subplots()
     points = [(row["values"]["clip_score"], row["values"][distance]) for row in rows]
     best = sorted(p for p in points if not any(_beats(q, p) for q in points))
-    axes.step(*zip(*best, strict=True), where="post", color="0.8", linewidth=5, zorder=0)
+    axes.step(*zip(*best, strict=True), where="pre", color="0.8", linewidth=5, zorder=0)
     for name, line in _lines(rows, [key for key in swept if key != label], label):
         x, y = _columns(line, "clip_score"), _columns(line, str(distance))
         axes.plot(x, y, "o-", label=name, linewidth=1.2, markersize=5)
@@ -67,10 +67,11 @@ def quality(rows: Sequence[Row], path: Path) -> bool:
                 axes.plot(x, _columns(ordered, metric), "o-", label=name, markersize=4)
                 axes.set(title=titles[metric], xlabel=unit, xscale="log")
                 axes.title.set_fontsize(10)
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
                 if key == walk:
                     axes.set_xticks(sorted({row[walk] for row in rows}))
-                    axes.xaxis.set_major_formatter(ScalarFormatter())
-                    axes.xaxis.set_minor_formatter(NullFormatter())
                 axes.grid(alpha=0.3)
     _finish(figure, grid[0, 0], path)
     return True

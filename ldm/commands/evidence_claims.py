@@ -57,7 +57,8 @@ def noise_destroys(subject: Subject) -> Claim:
         "noise that anybody can draw.",
         f"Top: one held-out picture at nine times, decoded from its noisy latents. Below, over "
         f"{len(latents)} pictures: the signal-to-noise ratio, how much of the picture is left, and "
-        "how far three statistics of x_t lie from those of pure noise.",
+        "how far x_t's likeness to its own picture and to its neighbouring cells lies from that of "
+        "pure noise.",
         f"At t = 1 the latents {verdict} Gaussian noise: of five tests (mean, variance, "
         f"neighbouring cells, likeness to the own picture, shape of the distribution) on "
         f"{end.numel():,} numbers, the most suspicious is the {odd} with p = {chances[odd]:.2g} "

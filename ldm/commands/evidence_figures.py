@@ -28,7 +28,7 @@ def forward(
     _titled(snr, "signal-to-noise ratio,\nlog10 (cut at ±4)", "t")
     correlation.plot(times, found["correlation"], color=OURS)
     _titled(correlation, "correlation of x_t\nwith the picture's latents", "t")
-    for name, colour in (("own picture", OURS), ("neighbours", THIRD), ("variance", OTHER)):
+    for name, colour in (("own picture", OURS), ("neighbours", THIRD)):
         values = [max(abs(x), 0.1) for x in found[name]]
         tests.semilogy(times, values, color=colour, label=name)
     tests.axhline(2.58, linestyle="--", color="0.3", linewidth=1)

@@ -44,6 +44,7 @@ class MetricGroup:
                 self.metrics[name].to(device).reset()
             except Exception as error:
                 self.failures[name] = _told(error)
+        self._gathered(None)  # references take a while; then all ranks begin to draw together
 
     def update(self, *batch: Any) -> None:
         """Hand the batch to each metric."""

@@ -1,6 +1,12 @@
 """Tar shards in, batches out: the order is a pure function of (seed, epoch, position)."""
 
-from ldm.data.batches import OrderedBatches, normalise, training_batches, validation_batches
+from ldm.data.batches import (
+    OrderedBatches,
+    all_pictures,
+    normalise,
+    training_batches,
+    validation_batches,
+)
 from ldm.data.buckets import BucketedData
 from ldm.data.errors import DataError
 from ldm.data.keep import Keep
@@ -19,6 +25,7 @@ __all__ = [
     "OrderedBatches",
     "Reading",
     "ShardData",
+    "all_pictures",
     "condition_of",
     "normalise",
     "posterior_of",

@@ -43,7 +43,7 @@ class Ahead:
                 self._queue.put(shard)
 
     def _forget(self) -> None:
-        self._process = 0
+        self._process: int = 0
         self._pending: set[int] = set()
         self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
 

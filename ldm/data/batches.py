@@ -134,6 +134,20 @@ def validation_batches(
     return ValidationBatches(data, batch=batch, rank=rank, world=world, workers=workers)
 
 
+def all_pictures(
+    data: Data,
+    *,
+    device: torch.device | None = None,
+    rank: int = 0,
+    world: int = 1,
+    batch: int = 64,
+    workers: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Validation batches of pictures, their bytes brought to `device` and normalised there."""
+    for found in validation_batches(data, batch=batch, rank=rank, world=world, workers=workers):
+        yield {**found, "image": normalise(found["image"].to(device))}
+
+
 class OrderedBatches:
     """Some samples in their order, each once; the last batch may be smaller."""
 

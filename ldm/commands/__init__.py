@@ -20,6 +20,7 @@ VERBS = (
     "runs",
     "config",
     "report",
+    "gallery",
     "doctor",
     "consolidate",
     "plan",

@@ -110,10 +110,10 @@ def _warnings(row: Any, curves: dict[str, Any]) -> list[str]:
 
 
 def _provenance(path: Path) -> dict[str, str]:
-    from ldm.commands.runs import provenance_of
     from ldm.runs.compare import recorded_data
+    from ldm.runs.folder import RunFolder
 
-    starts = provenance_of(path)
+    starts = RunFolder(path).starts()
     if not starts:
         return {}
     last = starts[-1]

@@ -39,7 +39,7 @@ from ldm.training.callbacks import (
     WriteError,
 )
 from ldm.training.data import PictureDataModule
-from ldm.training.loggers import JsonLines, StepAxis, TensorBoard
+from ldm.training.loggers import JsonLines, StepAxis, TensorBoard, introduce
 from ldm.training.nonfinite import NonFiniteError
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -58,6 +58,8 @@ def train(config: DictConfig) -> int:
     with open_dict(config):
         config.precision = precision_of(config.precision)
     data = _data(config)
+    # Before anything is built: the first weights follow from the seed, alike on every rank.
+    L.seed_everything(config.seed, workers=True, verbose=False)
     module = stage.module(data)
     if config.stage_name == "diffusion":
         fit(config)
@@ -87,6 +89,7 @@ def train(config: DictConfig) -> int:
             if _hopeless(Attempts(folder.path), resumed):
                 return FAILED
         trainer = _trainer(config, folder, stage.callbacks(folder, data), resumed)
+        introduce(trainer, folder)
         _announce(config, folder, trainer, module, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
@@ -107,7 +110,6 @@ def _fit(
 ) -> int:
     """Train to the end, or say in one line why not; the exit code."""
     attempts, began = Attempts(folder.path), time.monotonic()
-    L.seed_everything(config.seed, workers=True, verbose=False)
     code, why = 1, ""
     try:
         trainer.fit(module, datamodule=data)
@@ -187,6 +189,7 @@ def _data(config: DictConfig) -> PictureDataModule:
         accumulate=config.accumulate,
         seed=config.seed,
         workers=config.workers,
+        overfit=config.get("overfit"),
     )
 
 
@@ -227,6 +230,7 @@ def _trainer(
         logger=[
             TensorBoard(folder.path / "tensorboard", axis, after),
             JsonLines(folder.path / "metrics.jsonl", axis, after),
+            *([] if config.get("logger") is None else [build(config.logger, "logger", axis=axis)]),
         ],
         log_every_n_steps=config.log_every,
         default_root_dir=str(folder.path),

@@ -1,13 +1,16 @@
 """The Lightning data module: this rank's part of each global batch, normalised on the device."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 
 from ldm.data import ShardData, normalise, training_batches, validation_batches
 from ldm.data.batches import Data, ValidationBatches
+from ldm.data.order import Rows
 from ldm.types import Draws
 
 
@@ -17,7 +20,8 @@ class PictureDataModule(L.LightningDataModule):
     `global_batch` pictures make an optimizer step whatever the number of devices; each device
     takes `global_batch / devices` of them in `accumulate` turns. A training batch carries
     `position`: the place of its first row in the stream of all samples ever drawn, from which
-    both its step and its rows of the global batch follow.
+    both its step and its rows of the global batch follow. `overfit` is for trying out: training
+    sees the first so many samples only.
     """
 
     def __init__(
@@ -29,11 +33,12 @@ class PictureDataModule(L.LightningDataModule):
         accumulate: int,
         seed: int,
         workers: int = 0,
+        overfit: int | None = None,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
         self.global_batch, self.accumulate = global_batch, accumulate
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.overfit = seed, workers, overfit
 
     def device_batch(self, devices: int) -> int:
         """Pictures a device takes at once; ValueError when the global batch does not divide."""
@@ -59,6 +64,8 @@ class PictureDataModule(L.LightningDataModule):
             seed=self.seed,
             workers=self.workers,
         )
+        if self.overfit is not None:
+            batches.order = _First(min(self.overfit, len(self.train)), self.seed)
         return _Positioned(
             batches,
             start + rank * self.device_batch(world),
@@ -91,6 +98,19 @@ class PictureDataModule(L.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The order of the first `count` samples, one after the other without end."""
+
+    count: int
+    seed: int
+
+    def rows(self, position: int, count: int) -> Rows:
+        """Positions as in any order."""
+        positions = np.arange(position, position + count)
+        return Rows(positions % self.count, positions, self.seed)
 
 
 class _Positioned:

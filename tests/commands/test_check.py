@@ -141,8 +141,6 @@ def test_sixty_at_least():
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_shipped_experiment_passes(experiment):
     override = f"experiment={experiment}"
-    if experiment.startswith("debug/"):  # stands behind another
-        override = f"experiment=[{AUTOENCODER},{experiment}]"
     own = experiment.startswith(("folder/", "imagenet/"))  # the user's own pictures and weights
     folder = ["data.folder=nowhere"] if own else []
     if "vavae" in experiment:
@@ -159,12 +157,28 @@ def test_every_shipped_experiment_passes(experiment):
     ("group", "stage"),
     [
         *[(group, DIFFUSION) for group in ("backbone", "diffusion", "sampler", "text", "trainer")],
+        *[(group, DIFFUSION) for group in ("debug", "logger")],
         *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
     ],
 )
-def test_every_choice_passes(group, stage):
+def test_every_choice_passes(group, stage, monkeypatch):
+    monkeypatch.setattr("ldm.commands.check.find_spec", lambda name: name)
     for choice in choices(group):
         checked(composed([f"experiment={stage}", f"{group}={choice}", "global_batch=64"]))
+
+
+@pytest.mark.parametrize("stage", [AUTOENCODER, DIFFUSION, CLIP])
+@pytest.mark.parametrize("debug", choices("debug"))
+def test_every_debug_choice_goes_with_every_stage(debug, stage):
+    config = composed([f"experiment={stage}", f"debug={debug}"])
+    checked(config)
+    dict(plan(config))
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing_is_refused(logger, monkeypatch):
+    monkeypatch.setattr("ldm.commands.check.find_spec", lambda name: None)
+    assert f"pip install {logger}" in verdict(AUTOENCODER, f"logger={logger}")
 
 
 def test_a_key_in_an_experiment_file_that_nobody_reads_is_refused(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ VERBS = (
     "config",
     "report",
     "gallery",
+    "sweep",
     "doctor",
     "consolidate",
     "plan",

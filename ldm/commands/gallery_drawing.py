@@ -43,7 +43,7 @@ class Wish:
                 raise ValueError(f"{name}={value!r}: is no number; set one from {low} to {high}")
             if not low <= value <= high or (name != "guidance" and value != int(value)):
                 raise ValueError(f"{name}={value!r}: set a number from {low} to {high}")
-        for name in ("prompt", "negative"):
+        for name in ("prompt", "negative", "checkpoint", "sampler"):
             text = asdict(self)[name]
             if not isinstance(text, str) or len(text) > 2000:
                 raise ValueError(f"{name}: must be a text of at most 2000 characters")
@@ -60,7 +60,9 @@ class Wish:
         if not isinstance(fields, dict) or not {"prompt", "checkpoint", "sampler"} <= set(fields):
             raise ValueError("a wish needs prompt, checkpoint and sampler")
         if unknown := set(fields) - known:
-            raise ValueError(f"{min(unknown)}: no such field (there are: {', '.join(known)})")
+            raise ValueError(
+                f"{min(unknown)}: no such field (there are: {', '.join(sorted(known))})"
+            )
         wish = Wish(**fields)
         numbers = {"steps": int(wish.steps), "seed": int(wish.seed)}
         return replace(wish, guidance=float(wish.guidance), **numbers)

@@ -47,7 +47,7 @@ class Pages(BaseHTTPRequestHandler):
     sys_version = ""
 
     def __init__(self, studio: Studio, *arguments: Any) -> None:
-        self.studio = studio
+        self.studio, self.sent = studio, b""
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
@@ -56,6 +56,9 @@ class Pages(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Drawing, keeping, forgetting."""
+        # Read whatever comes of it: a connection that is closed on unread bytes loses its answer.
+        length = self.headers.get("Content-Length", "")
+        self.sent = self.rfile.read(min(int(length), 2 * LARGEST) if length.isdigit() else 0)
         self._answered(self._post)
 
     def log_message(self, format: str, *arguments: Any) -> None:
@@ -118,10 +121,9 @@ class Pages(BaseHTTPRequestHandler):
     def _body(self) -> Any:
         if self.headers.get_content_type() != "application/json":
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
-        length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > LARGEST:
+        if len(self.sent) > LARGEST:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {LARGEST} bytes")
-        return json.loads(self.rfile.read(int(length)))
+        return json.loads(self.sent)
 
     def _answered(self, answer: Callable[[], None]) -> None:
         try:

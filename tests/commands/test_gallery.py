@@ -189,3 +189,19 @@ def test_what_draws_nothing_is_refused(root):
         Studio([str(root / "first")], None, None)
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         Studio([str(root / "nowhere")], None, None)
+
+
+def test_the_stages_are_shown_in_pictures(root, tmp_path, monkeypatch):
+    words = ["ldm", "stages", root / "second", "--prompt", "red", "--out", tmp_path, "--scale", 1]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    assert main() == 0
+    sizes = {path.name: Image.open(path).size for path in tmp_path.glob("*.png")}
+    side = 16 + 2
+    assert sizes == {
+        "compression.png": ((3 + 4) * side - 2, 16),  # four channels
+        "forward.png": (8 * side - 2, 16),
+        "denoising.png": (8 * side - 2, 2 * side - 2),
+    }
+    with Image.open(tmp_path / "denoising.png") as sheet:
+        above, below = (sheet.crop((7 * side, y, 7 * side + 16, y + 16)) for y in (0, side))
+        assert above.tobytes() == below.tobytes()  # both rows end in the picture

@@ -60,9 +60,8 @@ class Wish:
         if not isinstance(fields, dict) or not {"prompt", "checkpoint", "sampler"} <= set(fields):
             raise ValueError("a wish needs prompt, checkpoint and sampler")
         if unknown := set(fields) - known:
-            raise ValueError(
-                f"{min(unknown)}: no such field (there are: {', '.join(sorted(known))})"
-            )
+            names = ", ".join(sorted(known))
+            raise ValueError(f"{min(unknown)}: no such field (there are: {names})")
         wish = Wish(**fields)
         numbers = {"steps": int(wish.steps), "seed": int(wish.seed)}
         return replace(wish, guidance=float(wish.guidance), **numbers)

@@ -222,8 +222,9 @@ def rerun_run(arguments: argparse.Namespace) -> int:
     from omegaconf import OmegaConf
 
     from ldm.commands.train import train
-    from ldm.runs.compare import recorded_data, refuse_other_code, same_weights
+    from ldm.runs.compare import recorded_data, refuse_other_code
     from ldm.runs.folder import RunFolder
+    from ldm.runs.weights import same_weights
 
     old = RunFolder(Path(arguments.run))
     config = old.config()
@@ -260,8 +261,8 @@ def clean_runs(arguments: argparse.Namespace) -> int:
     a run that is running or stale."""
     import shutil
 
-    from ldm.runs.compare import leftovers
     from ldm.runs.table import rows
+    from ldm.runs.weights import leftovers
 
     found = [item for row in rows(Path(arguments.root)) for item in leftovers(row)]
     for path, why in found:

@@ -1,7 +1,7 @@
 """Our pages in a real browser: no console errors, nothing wider than a phone, light and dark.
 
-Opt-in (`pytest -m slow`), since it needs Chromium and the processor for a while. Screenshots stay in
-pytest's folder for who wants to look; docs/pictures holds those of real runs.
+Opt-in (`pytest -m slow`), since it needs Chromium and the processor for a while. Screenshots stay
+in pytest's folder for who wants to look; docs/pictures holds those of real runs.
 """
 
 import json

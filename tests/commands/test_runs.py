@@ -10,8 +10,6 @@ import yaml
 from PIL import Image
 
 from ldm.commands import main, runs
-from ldm.commands.composing import composed
-from ldm.commands.train import train
 
 ROOT = Path(__file__).parents[2]
 TINY = "debug=[fast,deterministic] autoencoder=tiny image_size=32 trainer=cpu name=first"
@@ -120,6 +118,9 @@ def test_only_what_was_listed_is_deleted(ldm, three):
 
 
 def test_a_run_is_repeated_bit_for_bit_and_shown(ldm, monkeypatch):
+    from ldm.commands.composing import composed
+    from ldm.commands.train import train
+
     clean = subprocess.run(["git", "-C", str(ROOT), "rev-parse"], capture_output=True, check=False)
     anyway = ["--anyway"] if clean.returncode else []  # without git nobody can tell
     monkeypatch.setattr("sys.argv", ["train.py", *TINY.split()])

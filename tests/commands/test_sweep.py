@@ -4,6 +4,7 @@ Training itself is replaced by a function of the settings, except where it is ab
 import json
 import os
 import re
+from argparse import Namespace
 from types import SimpleNamespace
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_the_command_of_a_trial_composes():
     from ldm.commands.check import checked
     from ldm.commands.composing import composed
 
-    asked = SimpleNamespace(name="lr", run_root="runs", override=["experiment=emoji/autoencoder"])
+    asked = Namespace(name="lr", run_root="runs", override=["experiment=emoji/autoencoder"])
     command = sweep.command_of(asked, 7, {"module.optimizer.lr": 1.5e-05, "critic": "emoji"})
     config = composed(command[2:])
     checked(config)

@@ -42,6 +42,8 @@ MISTAKES = [
     (DIFFUSION, "sampler=huen", "sampler", "'heun'"),
     (DIFFUSION, "data=emoij", "data", "'emoji'"),
     (DIFFUSION, "trainer=gpus", "trainer", "'gpu'"),
+    (DIFFUSION, "debug=fats", "debug", "'fast'"),
+    (AUTOENCODER, "logger=wandbb", "logger", "'wandb'"),
     # types
     (AUTOENCODER, "seed=abc", "seed", "whole number"),
     (AUTOENCODER, "global_batch=32.5", "global_batch", "whole number"),
@@ -67,6 +69,8 @@ MISTAKES = [
     # ranges
     (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
     (AUTOENCODER, "workers=-1", "workers", "at least 0"),
+    (AUTOENCODER, "overfit=0", "overfit", "at least 1"),
+    (AUTOENCODER, "overfit=few", "overfit", "whole number"),
     (AUTOENCODER, "log_every=0", "log_every", "at least 1"),
     (AUTOENCODER, "trainer.max_steps=0", "trainer.max_steps", "at least 1"),
     (AUTOENCODER, "module.ema_decay=1.5", "module.ema_decay", "less than 1"),

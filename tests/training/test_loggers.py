@@ -80,6 +80,9 @@ class Recorder:
     def __init__(self):
         self.calls = []
 
+    def method(self, name):
+        return lambda of_logger, *given, **named: self.calls.append((name, given, named))
+
     def __getattr__(self, name):
         return lambda *given, **named: self.calls.append((name, given, named))
 
@@ -88,9 +91,7 @@ def test_weights_and_biases_get_everything_on_the_runs_axis(folder, monkeypatch)
     told, service = {}, Recorder()
     monkeypatch.setattr(WandbLogger, "__init__", lambda self, **given: told.update(given))
     for name in ("log_metrics", "log_hyperparams", "log_image", "log_text"):
-        monkeypatch.setattr(
-            WandbLogger, name, lambda self, *a, n=name, **k: service.calls.append((n, a, k))
-        )
+        monkeypatch.setattr(WandbLogger, name, service.method(name))
     place = {"project": "ldm", "name": "run", "folder": str(folder.path)}
     logger = WeightsAndBiases(**place, axis=StepAxis(), offline=True)
     assert (told["version"], told["offline"], told["save_dir"]) == ("run", True, str(folder.path))
@@ -113,9 +114,7 @@ def test_mlflow_goes_on_under_the_same_id(folder, monkeypatch):
     monkeypatch.setattr(MLFlowLogger, "run_id", "abc123")
     monkeypatch.setattr(MLFlowLogger, "experiment", service)
     for name in ("log_metrics", "log_hyperparams"):
-        monkeypatch.setattr(
-            MLFlowLogger, name, lambda self, *a, n=name: service.calls.append((n, a, {}))
-        )
+        monkeypatch.setattr(MLFlowLogger, name, service.method(name))
     place = {"experiment": "ldm", "name": "run", "folder": str(folder.path), "address": "x"}
     run = trainer()
     for known in (None, "abc123"):

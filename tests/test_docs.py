@@ -74,7 +74,9 @@ def test_a_mentioned_command_has_the_options_that_are_mentioned(page, capsys):
     for words in map(str.split, mentions(page)):
         verbs = words[1 : 3 if words[1] in NESTED and len(words) > 2 else 2]
         with pytest.raises(SystemExit) as end:
-            parser_of_all().parse_args([*(verb for verb in verbs if verb.islower()), "--help"])
+            parser_of_all().parse_args(
+                [*(verb for verb in verbs if re.fullmatch("[a-z]+", verb)), "--help"]
+            )
         said = capsys.readouterr().out
         assert end.value.code == 0, words
         for option in (word for word in words if word.startswith("--")):

@@ -63,8 +63,8 @@ class Wish:
             names = ", ".join(sorted(known))
             raise ValueError(f"{min(unknown)}: no such field (there are: {names})")
         wish = Wish(**fields)
-        numbers = {"steps": int(wish.steps), "seed": int(wish.seed)}
-        return replace(wish, guidance=float(wish.guidance), **numbers)
+        steps, seed = int(wish.steps), int(wish.seed)  # 20.0 and 20 are one wish
+        return replace(wish, guidance=float(wish.guidance), steps=steps, seed=seed)
 
 
 class Glimpse(NamedTuple):

@@ -23,7 +23,10 @@ def data_card(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     cards = []
     for split, node in config.get("data", {}).items():
         if isinstance(node, Mapping) and "_target_" in node:
-            card = {"split": split, "from": str(node.get("shards", node["_target_"]))}
+            card: dict[str, Any] = {
+                "split": split,
+                "from": str(node.get("shards", node["_target_"])),
+            }
             try:
                 card |= _counted(node, f"data.{split}")
             except (ValueError, OSError) as error:
@@ -150,7 +153,7 @@ def warnings_of(path: Path, row: Any, curves: Curves) -> list[str]:
         )
     steps, losses = curves.get("val/loss", ((), ()))
     if len(losses) > 2 and losses[-1] > 1.02 * min(losses):
-        best = steps[losses.index(min(losses))]  # type: ignore[attr-defined]
+        best = steps[losses.index(min(losses))]
         found.append(f"val/loss was best at step {best} and has grown since: it may overfit.")
     if (path / "uncommitted.diff").is_file():
         found.append("It was trained with uncommitted changes (uncommitted.diff in the run).")

@@ -116,7 +116,7 @@ class TensorBoard(TensorBoardLogger):
         super().log_metrics(values, self.axis.step)
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
         """Remembered for the HParams page, which is written at the end: it names the metrics. The
         first page's layout is written now."""
         self._settings = params

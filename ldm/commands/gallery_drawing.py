@@ -1,19 +1,20 @@
-"""What the gallery draws: wishes from a page, the checkpoints of runs, and kept pictures."""
+"""What the gallery draws: the checkpoints of runs, and kept pictures."""
 
 import argparse
 import hashlib
 import json
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image as Pictures
 
-from ldm.commands.composing import choices
+from ldm.commands.choices import choice
+from ldm.commands.errors import choices_of
 from ldm.commands.evaluate import load
+from ldm.commands.gallery_wish import Glimpse, Wish
 from ldm.commands.sample import text_to_image
 from ldm.generate import save_png, to_picture
 from ldm.runs.checkpoints import checkpoints
@@ -22,57 +23,6 @@ from ldm.runs.folder import RunFolder
 FAVOURITES = "favourites"  # the folder in a run; a PNG's own text says how it was drawn
 LOADED = 2  # checkpoints in memory at once: those that are compared
 REMEMBERED = 32  # newest pictures, so that keeping one draws nothing
-
-
-@dataclass(frozen=True)
-class Wish:
-    """One picture, as the page asks for it. ValueError names the field that cannot be."""
-
-    prompt: str
-    checkpoint: str
-    sampler: str
-    steps: int = 20
-    guidance: float = 1.0
-    seed: int = 0
-    negative: str = ""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("steps", 1, 1000), ("guidance", 0, 100), ("seed", 0, 2**53)):
-            value = asdict(self)[name]
-            if not (isinstance(value, int | float) and math.isfinite(value)):
-                raise ValueError(f"{name}={value!r}: is no number; set one from {low} to {high}")
-            if not low <= value <= high or (name != "guidance" and value != int(value)):
-                raise ValueError(f"{name}={value!r}: set a number from {low} to {high}")
-        for name in ("prompt", "negative", "checkpoint", "sampler"):
-            text = asdict(self)[name]
-            if not isinstance(text, str) or len(text) > 2000:
-                raise ValueError(f"{name}: must be a text of at most 2000 characters")
-        if self.sampler not in choices("sampler"):
-            raise ValueError(
-                f"sampler={self.sampler!r}: no such choice (there are: "
-                f"{', '.join(choices('sampler'))})"
-            )
-
-    @staticmethod
-    def of(fields: Any) -> "Wish":
-        """What a page sent."""
-        known = set(Wish.__dataclass_fields__)
-        if not isinstance(fields, dict) or not {"prompt", "checkpoint", "sampler"} <= set(fields):
-            raise ValueError("a wish needs prompt, checkpoint and sampler")
-        if unknown := set(fields) - known:
-            names = ", ".join(sorted(known))
-            raise ValueError(f"{min(unknown)}: no such field (there are: {names})")
-        wish = Wish(**fields)
-        steps, seed = int(wish.steps), int(wish.seed)  # 20.0 and 20 are one wish
-        return replace(wish, guidance=float(wish.guidance), steps=steps, seed=seed)
-
-
-class Glimpse(NamedTuple):
-    """What the picture looks like after so many passes of the network; `progress` is 1 - t."""
-
-    passes: int
-    progress: float
-    picture: Pictures.Image
 
 
 class Studio:
@@ -112,7 +62,7 @@ class Studio:
         """What the page can choose from, and what it begins with: the first run's own settings."""
         config = RunFolder(next(iter(self.runs.values()))).config()
         prompts = config["evaluation"].get("grid_prompts") or []
-        samplers = choices("sampler")
+        samplers = choices_of("sampler")
         target = config["sampler"]["_target_"]
         return {
             "checkpoints": self.checkpoints(),
@@ -191,8 +141,6 @@ class Studio:
 
 
 def _target(sampler: str) -> str:
-    from ldm.commands.choices import choice
-
     return str(choice("sampler", sampler)["_target_"])
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from PIL import Image as Pictures
 
 from ldm.assets import resolve
-from ldm.commands.gallery_drawing import Glimpse, Studio, Wish
+from ldm.commands.gallery_wish import Artist, Glimpse, Wish
 
 LARGEST = 65_536  # bytes of a request
 POLICY = (
@@ -46,8 +46,8 @@ class Pages(BaseHTTPRequestHandler):
     server_version = "ldm"
     sys_version = ""
 
-    def __init__(self, studio: Studio, *arguments: Any) -> None:
-        self.studio, self.sent = studio, b""
+    def __init__(self, artist: Artist, *arguments: Any) -> None:
+        self.artist, self.sent = artist, b""
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
@@ -70,8 +70,8 @@ class Pages(BaseHTTPRequestHandler):
             page = Path(resolve("asset:gallery.html")).read_bytes()
             self._send("text/html; charset=utf-8", page)
         elif path == "/offer":
-            self._send_json({**self.studio.offer(), "favourites": self.studio.favourites()})
-        elif file := self.studio.favourite(path.removeprefix("/favourites/")):
+            self._send_json({**self.artist.offer(), "favourites": self.artist.favourites()})
+        elif file := self.artist.favourite(path.removeprefix("/favourites/")):
             self._send("image/png", file.read_bytes())
         else:
             raise Refused(HTTPStatus.NOT_FOUND, f"{path}: there is nothing")
@@ -81,14 +81,14 @@ class Pages(BaseHTTPRequestHandler):
         if self.path == "/draw":
             self._draw(Wish.of(asked))
         elif self.path == "/keep":
-            self.studio.keep(Wish.of(asked))
-            self._send_json(self.studio.favourites())
+            self.artist.keep(Wish.of(asked))
+            self._send_json(self.artist.favourites())
         elif self.path == "/forget":
-            file = self.studio.favourite(str(asked.get("name")) if isinstance(asked, dict) else "")
+            file = self.artist.favourite(str(asked.get("name")) if isinstance(asked, dict) else "")
             if file is None:
                 raise Refused(HTTPStatus.NOT_FOUND, "no such favourite")
             file.unlink(missing_ok=True)
-            self._send_json(self.studio.favourites())
+            self._send_json(self.artist.favourites())
         else:
             raise Refused(HTTPStatus.NOT_FOUND, f"{self.path}: there is nothing")
 
@@ -110,7 +110,7 @@ class Pages(BaseHTTPRequestHandler):
 
         start = time.perf_counter()
         try:
-            picture = self.studio.draw(wish, show)
+            picture = self.artist.draw(wish, show)
         except (ValueError, FileNotFoundError, RuntimeError) as error:
             if not began:
                 raise Refused(HTTPStatus.BAD_REQUEST, str(error)) from None
@@ -178,9 +178,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, pages)
 
 
-def serve(studio: Studio, host: str, port: int) -> Server:
+def serve(artist: Artist, host: str, port: int) -> Server:
     """Bound and listening; OSError where the port is taken."""
-    return Server((host, port), partial(Pages, studio))
+    return Server((host, port), partial(Pages, artist))
 
 
 def as_address(picture: Pictures.Image) -> str:

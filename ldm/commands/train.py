@@ -42,7 +42,7 @@ from ldm.training.callbacks import (
     WriteError,
 )
 from ldm.training.data import PictureDataModule
-from ldm.training.loggers import JsonLines, StepAxis, TensorBoard
+from ldm.training.loggers import JsonLines, StepAxis, TensorBoard, introduce
 from ldm.training.nonfinite import NonFiniteError, Spikes
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -97,6 +97,7 @@ def train(config: DictConfig) -> int:
                 return FAILED
         callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
         trainer = _trainer(config, folder, callbacks, resumed)
+        introduce(trainer, folder)
         _announce(config, folder, trainer, module, data, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
@@ -196,6 +197,7 @@ def _data(config: DictConfig) -> PictureDataModule:
         accumulate=config.accumulate,
         seed=config.seed,
         workers=config.workers,
+        overfit=config.get("overfit"),
     )
 
 
@@ -237,6 +239,7 @@ def _trainer(
         logger=[
             TensorBoard(folder.path / "tensorboard", axis, after),
             JsonLines(folder.path / "metrics.jsonl", axis, after),
+            *([] if config.get("logger") is None else [build(config.logger, "logger", axis=axis)]),
         ],
         log_every_n_steps=config.log_every,
         default_root_dir=str(folder.path),

@@ -17,6 +17,8 @@ class Ahead:
     """A few threads a process, started when they are first needed. What they cannot fetch is left
     to the reading itself, which tries again and tells the error."""
 
+    _process: int
+
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self.remote = any(is_remote(source.name) for source in sources)
@@ -43,7 +45,7 @@ class Ahead:
                 self._queue.put(shard)
 
     def _forget(self) -> None:
-        self._process: int = 0
+        self._process = 0
         self._pending: set[int] = set()
         self._queue: queue.SimpleQueue[int] = queue.SimpleQueue()
 

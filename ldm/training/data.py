@@ -2,14 +2,17 @@
 
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import lightning as L
+import numpy as np
 import torch
 
 from ldm.data import ShardData, normalise, training_batches, validation_batches
 from ldm.data.batches import TrainingBatches, ValidationBatches
 from ldm.data.loading import Data
+from ldm.data.order import Rows
 from ldm.types import Condition, Draws
 
 
@@ -19,7 +22,8 @@ class PictureDataModule(L.LightningDataModule):
     `global_batch` pictures make an optimizer step whatever the number of devices; each device
     takes `global_batch / devices` of them in `accumulate` turns. A training batch carries
     `position`: the place of its first row in the stream of all samples ever drawn, from which
-    both its step and its rows of the global batch follow.
+    both its step and its rows of the global batch follow. `overfit` is for trying out: training
+    sees the first so many samples only.
     """
 
     def __init__(
@@ -31,11 +35,12 @@ class PictureDataModule(L.LightningDataModule):
         accumulate: int,
         seed: int,
         workers: int = 0,
+        overfit: int | None = None,
     ) -> None:
         super().__init__()
         self.train, self.val = train, val
         self.global_batch, self.accumulate = global_batch, accumulate
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.overfit = seed, workers, overfit
         self._null_text = train.null_text()
 
     def setup(self, stage: str) -> None:
@@ -105,7 +110,7 @@ class PictureDataModule(L.LightningDataModule):
         return Draws(self.seed, step, range(first, first + rows), self.global_batch, device)
 
     def _batches(self, rank: int, world: int, start: int) -> TrainingBatches:
-        return training_batches(
+        batches = training_batches(
             self.train,
             global_batch=self.global_batch // self.accumulate,
             rank=rank,
@@ -114,6 +119,9 @@ class PictureDataModule(L.LightningDataModule):
             seed=self.seed,
             workers=self.workers,
         )
+        if self.overfit is not None:
+            batches.order = _First(min(self.overfit, len(self.train)), self.seed)
+        return batches
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -151,6 +159,19 @@ def moved(condition: Condition, device: torch.device) -> Condition:
     """The condition on a device."""
     pooled = None if condition.pooled is None else condition.pooled.to(device)
     return Condition(condition.tokens.to(device), condition.mask.to(device), pooled)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The order of the first `count` samples, one after the other without end."""
+
+    count: int
+    seed: int
+
+    def rows(self, position: int, count: int) -> Rows:
+        """Positions as in any order."""
+        positions = np.arange(position, position + count)
+        return Rows(positions % self.count, positions, self.seed)
 
 
 class _Positioned:

@@ -42,6 +42,8 @@ MISTAKES = [
     (DIFFUSION, "sampler=huen", "sampler", "'heun'"),
     (DIFFUSION, "data=emoij", "data", "'emoji'"),
     (DIFFUSION, "trainer=gpus", "trainer", "'gpu'"),
+    (DIFFUSION, "debug=fats", "debug", "'fast'"),
+    (AUTOENCODER, "logger=wandbb", "logger", "'wandb'"),
     # types
     (AUTOENCODER, "seed=abc", "seed", "whole number"),
     (AUTOENCODER, "global_batch=32.5", "global_batch", "whole number"),
@@ -75,6 +77,8 @@ MISTAKES = [
     # ranges
     (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
     (AUTOENCODER, "workers=-1", "workers", "at least 0"),
+    (AUTOENCODER, "overfit=0", "overfit", "at least 1"),
+    (AUTOENCODER, "overfit=few", "overfit", "whole number"),
     (AUTOENCODER, "log_every=0", "log_every", "at least 1"),
     (AUTOENCODER, "trainer.max_steps=0", "trainer.max_steps", "at least 1"),
     (AUTOENCODER, "module.ema_decay=1.5", "module.ema_decay", "less than 1"),
@@ -149,8 +153,6 @@ def test_sixty_at_least():
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_shipped_experiment_passes(experiment):
     override = f"experiment={experiment}"
-    if experiment.startswith("debug/"):  # stands behind another
-        override = f"experiment=[{AUTOENCODER},{experiment}]"
     own = experiment.startswith(("folder/", "imagenet/"))  # the user's own pictures and weights
     folder = ["data.folder=nowhere"] if own else []
     if "vavae" in experiment:
@@ -167,12 +169,28 @@ def test_every_shipped_experiment_passes(experiment):
     ("group", "stage"),
     [
         *[(group, DIFFUSION) for group in ("backbone", "diffusion", "sampler", "text", "trainer")],
+        *[(group, DIFFUSION) for group in ("debug", "logger")],
         *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
     ],
 )
-def test_every_choice_passes(group, stage):
+def test_every_choice_passes(group, stage, monkeypatch):
+    monkeypatch.setattr("ldm.commands.check.find_spec", lambda name: name)
     for choice in choices(group):
         checked(composed([f"experiment={stage}", f"{group}={choice}", "global_batch=64"]))
+
+
+@pytest.mark.parametrize("stage", [AUTOENCODER, DIFFUSION, CLIP])
+@pytest.mark.parametrize("debug", choices("debug"))
+def test_every_debug_choice_goes_with_every_stage(debug, stage):
+    config = composed([f"experiment={stage}", f"debug={debug}"])
+    checked(config)
+    dict(plan(config))
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing_is_refused(logger, monkeypatch):
+    monkeypatch.setattr("ldm.commands.check.find_spec", lambda name: None)
+    assert f"pip install {logger}" in verdict(AUTOENCODER, f"logger={logger}")
 
 
 def test_a_key_in_an_experiment_file_that_nobody_reads_is_refused(tmp_path, monkeypatch):

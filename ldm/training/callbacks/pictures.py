@@ -7,14 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
 from ldm.diffusion import Sampler
 from ldm.generate import TextToImage, grid, save_png
 from ldm.metrics import MetricGroup
+from ldm.training.loggers import albums
 from ldm.types import Image
 
 
@@ -51,9 +50,8 @@ class _EverySteps(L.Callback):
             self.folder / f"{name}-{trainer.global_step:08d}.png",
             {"step": trainer.global_step},
         )
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+        for album in albums(trainer):
+            album.show(name, picture, trainer.global_step)
 
     def record(self, trainer: L.Trainer, about: str, *groups: MetricGroup) -> None:
         """The metrics' values over all ranks, into every logger, and once their full names into
@@ -131,9 +129,8 @@ class SampleQuality(_EverySteps):
         ]
         self.show(trainer, shown, 8, "samples")
         text = "\n".join(f"{i}. {prompt}" for i, prompt in enumerate(self.grid_prompts, 1))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_text("samples/prompts", text, trainer.global_step)
+        for album in albums(trainer):
+            album.tell("samples/prompts", text, trainer.global_step)
 
     def _measure(self, trainer: L.Trainer, generate: TextToImage) -> None:
         """Every rank draws equally many pictures in equally many batches, because under FSDP each

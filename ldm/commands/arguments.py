@@ -61,6 +61,7 @@ RANGES = {
             "num_nodes",
             "embed_dim",
             "scales",
+            "rank",
             "out_channels",
             "image_channels",
         ],

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import _devices
-from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.commands.parts import first_stage_lacks, load_codec, precision_of
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.features import open_clip_features
 from ldm.models import Autoencoder
-from ldm.runs.folder import RunFolder, run_folder
+from ldm.runs.folder import run_folder
 from ldm.types import Condition, draws_for_seeds
 
 TOKENS = 8  # of the text in the trial pass; no backbone asks for a number of them
@@ -83,10 +82,13 @@ def fit(config: DictConfig) -> None:
             f"with texts of width {config.text.width} ({' '.join(str(error).split())}); "
             "set another backbone, or an image_size that fits"
         ) from error
-    if shape != x.shape:
+    learned = OmegaConf.select(config, "diffusion.variance") is not None
+    wanted = config.latent.channels * (2 if learned else 1)
+    if shape != (x.shape[0], wanted, *x.shape[2:]):
+        told = " (diffusion.variance is learned too)" if learned else ""
         raise ValueError(
-            f"backbone: makes {list(shape[1:])} of latents {list(x.shape[1:])}; set "
-            f"backbone.out_channels={config.latent.channels}"
+            f"backbone: makes {list(shape[1:])} of latents {list(x.shape[1:])}{told}; set "
+            f"backbone.out_channels={wanted}"
         )
     fit_sampler(config)
 
@@ -147,13 +149,13 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
     shape = _latent_shape(config, todo)
-    captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    widths = _text_widths(config, todo)
     with open_dict(config):
         if shape is not None:
             _agree("latent.channels", config.latent.channels, shape[0], "the first stage")
             _agree("latent.size", config.latent.size, shape[1], "the first stage")
             config.latent = {"channels": shape[0], "size": shape[1]}
-        for key, found in (("width", captions.width), ("pooled_width", captions.pooled_width)):
+        for key, found in widths.items():
             _agree(f"text.{key}", config.text[key], found, "the text encoder")
             config.text[key] = found
     build(config.diffusion, "diffusion")
@@ -161,10 +163,24 @@ def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]
         yield "latents", "not known before the first stage is trained; the backbone was not tried"
         fit_sampler(config)
         return
+    if config.text.width is None or config.text.pooled_width is None:
+        yield "text", "not known before its encoder is there; the backbone was not tried"
+        fit_sampler(config)
+        return
     yield "latents", f"{config.latent.channels}x{config.latent.size}x{config.latent.size}"
     fit(config)
     with torch.device("meta"):
         yield "network", _size(build(config.backbone, "backbone"))
+
+
+def _text_widths(config: DictConfig, todo: list[str]) -> dict[str, int]:
+    """Of the text encoder; empty, with a line of what to do, where its files are not there."""
+    try:
+        captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    except FileNotFoundError as error:
+        todo.append(str(error))
+        return {}
+    return {"width": captions.width, "pooled_width": captions.pooled_width}
 
 
 def _agree(key: str, asked: int | None, found: int, whose: str) -> None:
@@ -176,12 +192,8 @@ def _agree(key: str, asked: int | None, found: int, whose: str) -> None:
 
 
 def _latent_shape(config: DictConfig, todo: list[str]) -> tuple[int, int] | None:
-    folder = RunFolder(Path(config.first_stage))
-    if not folder.config_file.is_file():
-        todo.append(f"train first_stage={config.first_stage}, which is not there yet")
-        return None
-    if not (folder.path / LATENTS).is_file():
-        todo.append(f"finish first_stage={config.first_stage}: it has no {LATENTS} yet")
+    if lacking := first_stage_lacks(config.first_stage):
+        todo.append(lacking)
         return None
     shape = load_codec(config.first_stage).latent_shape(config.image_size)
     return shape[0], shape[1]

@@ -1,6 +1,7 @@
 """Training of the denoising network in the latent space of a frozen autoencoder."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -12,7 +13,9 @@ from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
+from ldm.models import TokenAlignment
 from ldm.training.clipping import ClipsByNetwork
+from ldm.training.conditioning import Conditioning
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
 from ldm.training.nonfinite import NonFinitePolicy
@@ -27,7 +30,8 @@ class LatentDiffusionModule(ClipsByNetwork):
 
     With probability `condition_dropout` a row's caption is replaced by the empty one, which is
     what classifier-free guidance needs (Ho & Salimans 2022). `ema_decay` is reached gradually:
-    the average of a short run is not held back by its first steps.
+    the average of a short run is not held back by its first steps. `alignment` adds its loss to
+    that of the objective.
     """
 
     def __init__(
@@ -41,6 +45,8 @@ class LatentDiffusionModule(ClipsByNetwork):
         lr_schedule: Callable[[Optimizer], LRScheduler],
         condition_dropout: float = 0.1,
         ema_decay: float = 0.9999,
+        conditioning: Conditioning | None = None,
+        alignment: TokenAlignment | None = None,
         on_nonfinite: str = "skip",
     ) -> None:
         super().__init__()
@@ -58,6 +64,9 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.lr_schedule = lr_schedule
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
+        self.conditioning = conditioning or Conditioning()
+        self.conditioning.refuse_unfit(network, captions)
+        self.alignment = alignment
         self.nonfinite = NonFinitePolicy(on_nonfinite)
 
     def setup(self, stage: str) -> None:
@@ -65,6 +74,8 @@ class LatentDiffusionModule(ClipsByNetwork):
         device = self.trainer.strategy.root_device  # self.device is not moved yet
         self.codec.to(device)
         self.captions.to(device)
+        if self.alignment is not None:
+            self.alignment.features.to(device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss of one batch."""
@@ -73,8 +84,13 @@ class LatentDiffusionModule(ClipsByNetwork):
             latent = self.codec.latent_of(posterior_of(cast(LatentBatch, batch)), draws)
         else:
             latent = self.codec.encode(batch["image"], draws)
-        condition = self._with_dropout(self.captions(batch["caption"]), draws)
-        losses = self.objective(self.network, latent, condition, draws)
+        told = self.conditioning.told(self.captions, self.codec, batch, draws)
+        condition = self._with_dropout(told, batch, draws)
+        condition = self.conditioning.masked(condition, self.network, latent, draws)
+        with nullcontext() if self.alignment is None else self.alignment.watching(self.network):
+            losses = self.objective(self.network, latent, condition, draws)
+        if self.alignment is not None:
+            losses = losses + self._aligned(batch)
         self.nonfinite.watch(batch["key"], losses)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
@@ -95,14 +111,14 @@ class LatentDiffusionModule(ClipsByNetwork):
         image: Image = batch["image"]
         rows = range(batch["position"], batch["position"] + len(image))
         draws = Draws(VALIDATION_SEED, 0, rows, batch["of"], image.device)
-        condition = self.captions(batch["caption"])
+        condition = self.conditioning.told(self.captions, self.codec, batch, None)
         latent = self.codec.encode(image)
         loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set once a step."""
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
         schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -110,6 +126,20 @@ class LatentDiffusionModule(ClipsByNetwork):
         """The averaged network, ready for a sampler."""
         return self.objective.denoiser(self.average)
 
-    def _with_dropout(self, condition: Condition, draws: Draws) -> Condition:
+    def _aligned(self, batch: dict[str, Any]) -> Tensor:
+        if "image" not in batch:
+            raise ValueError(
+                "module.alignment looks at pictures, and latent shards hold none: set data=shards"
+            )
+        assert self.alignment is not None
+        losses: Tensor = self.alignment(batch["image"])
+        self.log("train/alignment", losses.mean())
+        return losses
+
+    def _with_dropout(self, condition: Condition, batch: dict[str, Any], draws: Draws) -> Condition:
+        """Without their captions some rows keep their sizes and what stands beside the latent."""
         keep = draws.uniform((), "condition dropout") >= self.condition_dropout
-        return condition.where(keep, self.captions([""] * len(condition)))
+        silent = {**batch, "caption": [""] * len(condition)}
+        return condition.where(
+            keep, self.conditioning.told(self.captions, self.codec, silent, None)
+        )

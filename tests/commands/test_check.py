@@ -143,7 +143,9 @@ def test_every_shipped_experiment_passes(experiment):
     override = f"experiment={experiment}"
     if experiment.startswith("debug/"):  # stands behind another
         override = f"experiment=[{AUTOENCODER},{experiment}]"
-    own = experiment.startswith(("folder/", "imagenet/"))  # the user's own pictures and weights
+    own = experiment.startswith(
+        ("folder/", "imagenet/", "laion/")
+    )  # the user's own pictures and weights
     folder = ["data.folder=nowhere"] if own else []
     if "vavae" in experiment:
         folder.append("module.alignment.features.folder=nowhere")

@@ -19,7 +19,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ldm.frozen.captions_transformers import ClassLabels, JoinedCaptions, TransformersCaptions
+from ldm.frozen.captions_joined import ClassLabels, JoinedCaptions
+from ldm.frozen.captions_transformers import TransformersCaptions
 
 WORDS = ["<pad>", "<end>", "red", "apple", "cat", "in", "the", "sky", "a", "<unk>"]
 

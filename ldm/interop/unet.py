@@ -110,6 +110,13 @@ def unet_table(network: UNet, names: Names, *, convolutions: bool) -> Table:
     if network.pooled is not None:
         for ours, theirs in zip(("enter", "leave"), names.pooled, strict=True):
             table.same(f"pooled.{ours}", theirs)
+    if network.text_pool is not None:
+        if names is COMPVIS:
+            raise ValueError(
+                "CompVis' U-Net has no pooling of tokens: export with --to diffusers, or train "
+                "with backbone.text_pool_heads=0"
+            )
+        _text_pool(table)
     table.same("enter", names.enter)
     table.same("norm", names.norm)
     table.same("leave", names.leave)
@@ -129,6 +136,15 @@ def unet_table(network: UNet, names: Names, *, convolutions: bool) -> Table:
         if block.resample is not None:
             table.same(f"blocks.{index}.resample.conv", place.resample)
     return table
+
+
+def _text_pool(table: Table) -> None:
+    table.same("text_pool.norm_in", "add_embedding.norm1")
+    table.stacked("text_pool.place", "add_embedding.pool.positional_embedding")
+    table.same("text_pool.query", "add_embedding.pool.q_proj")
+    table.fused("text_pool.key_value", *(f"add_embedding.pool.{part}_proj" for part in "kv"))
+    table.same("text_pool.leave", "add_embedding.proj")
+    table.same("text_pool.norm_out", "add_embedding.norm2")
 
 
 def _residual(table: Table, ours: str, theirs: str, names: Names) -> None:
@@ -214,6 +230,16 @@ def unet_to_diffusers(network: UNet, size: int) -> dict[str, Any]:
             "class_embed_type": "projection",
             "projection_class_embeddings_input_dim": network.pooled_width,
         }
+    if network.text_pool_heads:
+        if "addition_embed_type" in config:
+            raise ValueError(
+                "diffusers adds either pooled tokens or SDXL's pooled text to the time, not both: "
+                "train with backbone.text_pool_heads=0 or backbone.pooled_width=0"
+            )
+        config |= {
+            "addition_embed_type": "text",
+            "addition_embed_type_num_heads": network.text_pool_heads,
+        }
     return config
 
 
@@ -277,12 +303,13 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"layers_per_block={config['layers_per_block']} differs between levels")
     heads = each(config.get("num_attention_heads") or config.get("attention_head_dim", 8))
     added, classed = config.get("addition_embed_type"), config.get("class_embed_type")
-    if added not in (None, "text_time") or classed not in (None, "projection"):
+    wide = added == "text_time", classed == "projection"
+    if added not in (None, "text", "text_time") or classed not in (None, "projection") or all(wide):
         raise ValueError(
             f"addition_embed_type={added!r} and class_embed_type={classed!r} cannot be expressed "
-            "here: only 'text_time' and 'projection' are known, one at a time"
+            "here: only 'text', 'text_time' and 'projection' are known, the last two one at a time"
         )
-    pooled = config.get("projection_class_embeddings_input_dim") if added or classed else 0
+    pooled = config.get("projection_class_embeddings_input_dim") if any(wide) else 0
     out = config.get("out_channels", 4)
     return {
         **channels_in(config.get("in_channels", 4), out),
@@ -294,6 +321,9 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "residual_blocks": blocks.pop(),
         "out_channels": out,
         "pooled_width": pooled or 0,
+        "text_pool_heads": config.get("addition_embed_type_num_heads", 64)
+        if added == "text"
+        else 0,
         "groups": config.get("norm_num_groups", 32),
         "attend_padding": True,
         "time_offset": -1.0,

@@ -73,7 +73,11 @@ class StepProgress(L.Callback):
             return
         loss = trainer.callback_metrics.get("train/loss")
         note = f"{rate:.0f} images/s" + ("" if loss is None else f"  loss {float(loss):.4f}")
-        line = f"{time.strftime('%H:%M:%S')} step {trainer.global_step}/{trainer.max_steps}  {note}"
+        left = (trainer.max_steps - trainer.global_step) * self.global_batch / rate
+        line = (
+            f"{time.strftime('%H:%M:%S')} step {trainer.global_step}/{trainer.max_steps}  {note}"
+            f"  {_duration(left)} left"
+        )
         with self.file.open("a") as file:
             file.write(line + "\n")
         if self._bar is not None:
@@ -85,3 +89,14 @@ class StepProgress(L.Callback):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _duration(seconds: float) -> str:
+    """Two units at the most: 45 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -92,6 +92,8 @@ RANGES = {
     **dict.fromkeys(
         (
             "condition_dropout",
+            "encoder_dropout",
+            "token_masking",
             "dropout",
             "ema_decay",
             "betas",

@@ -79,6 +79,7 @@ def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
     from ldm.interop.compvis_writing import write_compvis
     from ldm.interop.pipelines import Parts, write_pipeline
     from ldm.interop.schedulers import Described
+    from ldm.models import TextConditioned
 
     if arguments.to == "lora":
         return _lora(arguments, out)
@@ -87,6 +88,11 @@ def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
     if arguments.to == "safetensors":
         _write_ours(out, network, OmegaConf.to_container(trained.config, resolve=True))
         return "model.safetensors holds the network under our names, config.yaml the settings"
+    if isinstance(network, TextConditioned):
+        raise ValueError(
+            "this network has a text transformer of its own, which is in no other tool: use --to "
+            "safetensors"
+        )
     texts, first = texts_of(trained.captions), _first_stage(trained.codec)
     if arguments.to == "compvis":
         write_compvis(out, network, first=first, text=texts[0] if len(texts) == 1 else None)

@@ -11,6 +11,7 @@ from torch import nn
 from ldm.commands.building import build
 from ldm.commands.check import _devices
 from ldm.commands.parts import first_stage_lacks, load_codec, precision_of
+from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.features import open_clip_features
@@ -61,6 +62,7 @@ def fit(config: DictConfig) -> None:
                 f"backbone.{argument}={asked}, but {key} is {found}; set "
                 f"backbone.{argument}='${{{key}}}', or change what gives {key}"
             )
+    refuse_missing(config.backbone, "backbone")
     with torch.device("meta"):
         network: nn.Module = build(config.backbone, "backbone")
     x = torch.empty(
@@ -101,7 +103,10 @@ def fit_sampler(config: DictConfig) -> None:
     condition = Condition(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
     try:
         made = sampler(
-            objective.denoiser(_Nothing()), noise, condition, draws_for_seeds([0], noise.device)
+            objective.denoiser(_Nothing(objective.variance is not None)),
+            noise,
+            condition,
+            draws_for_seeds([0], noise.device),
         )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
@@ -115,17 +120,19 @@ def fit_sampler(config: DictConfig) -> None:
 
 
 class _Nothing(nn.Module):
-    """A network that predicts zeros."""
+    """A network that predicts zeros, for the variance too where that is learned."""
 
-    def __init__(self) -> None:
+    def __init__(self, learned: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
+        self.times = 2 if learned else 1
 
     def forward(self, x_t: Any, t: Any, condition: Condition) -> Any:
-        return torch.zeros_like(x_t)
+        return torch.zeros_like(x_t).repeat(1, self.times, 1, 1)
 
 
 def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
+    refuse_missing(config.autoencoder, "autoencoder")
     with torch.device("meta"):
         autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
         extras = [build(config.module[k], f"module.{k}") for k in ("critic",) if config.module[k]]

@@ -76,9 +76,21 @@ def start(network: nn.Module, node: Any, key: str) -> None:
         print(f"    start  {key} from {path}: {lines}", flush=True)
 
 
+def refuse_missing(node: Any, key: str) -> None:
+    """FileNotFoundError where `init` names a place that is not there."""
+    path = node.get(WEIGHTS)
+    if path is not None and not Path(path).exists():
+        raise FileNotFoundError(
+            f"{key}.{WEIGHTS}={path}: no such file or folder; download or import the weights and "
+            f"name their place, or set {key}.{WEIGHTS}=null"
+        )
+
+
 def weights_at(path: Path, key: str) -> dict[str, Tensor]:
     """Under our names: of a run (the average), of a folder that `ldm import` or `ldm export` wrote,
     or of another project's folder or file."""
+    if not path.exists():
+        raise FileNotFoundError("no such file or folder; names on the hub are not fetched")
     for file in (path, path / OURS, path / key / OURS):
         if file.is_file() and file.suffix == ".safetensors":
             state = read_weights(file)

@@ -24,6 +24,13 @@ def leaves_of(encoder: CaptionEncoder) -> int:
     return encoder.leaves if isinstance(encoder, SeveralCaptions) else 1
 
 
+def read_apart(encoder: CaptionEncoder, captions: Sequence[list[str]]) -> Condition:
+    """What it says when each of the encoders it is made of reads captions of its own."""
+    if isinstance(encoder, SeveralCaptions):
+        return encoder.apart(captions)
+    return encoder(captions[0])
+
+
 class JoinedCaptions:
     """Several text encoders as one.
 
@@ -57,8 +64,7 @@ class JoinedCaptions:
         for encoder in self.encoders:
             count = leaves_of(encoder)
             mine, rest = rest[:count], rest[count:]
-            several = isinstance(encoder, SeveralCaptions)
-            told.append(encoder.apart(mine) if several else encoder(mine[0]))
+            told.append(read_apart(encoder, mine))
         vectors = [condition.pooled for condition in told if condition.pooled is not None]
         pooled = torch.cat(vectors, dim=1) if vectors else None
         if self.join == "tokens":

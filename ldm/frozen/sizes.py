@@ -1,6 +1,7 @@
 """Micro-conditioning: the network is told how large a picture was and where it was cut (SDXL, arXiv
 2307.01952, section 2.2), so that small and cropped pictures can be learned from and not drawn."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.captions_joined import leaves_of, read_apart
 from ldm.models import with_sizes
 from ldm.types import Condition
 
@@ -26,6 +28,7 @@ class SizedCaptions:
         self.size = size
         self.width = encoder.width
         self.pooled_width = encoder.pooled_width + 256 * COUNT
+        self.leaves = leaves_of(encoder)
 
     def to(self, device: torch.device) -> None:
         """Move the encoder."""
@@ -33,9 +36,15 @@ class SizedCaptions:
 
     def __call__(self, captions: list[str]) -> Condition:
         """The sizes of a picture as it should be drawn."""
-        condition = self.encoder(captions)
+        return self._whole(self.encoder(captions))
+
+    def apart(self, captions: Sequence[list[str]]) -> Condition:
+        """The same where each encoder reads captions of its own."""
+        return self._whole(read_apart(self.encoder, captions))
+
+    def _whole(self, condition: Condition) -> Condition:
         whole = torch.tensor([self.size, self.size, 0, 0, self.size, self.size])
-        return with_sizes(condition, whole.to(condition.tokens).expand(len(captions), COUNT))
+        return with_sizes(condition, whole.to(condition.tokens).expand(len(condition), COUNT))
 
     def told(
         self,

@@ -64,7 +64,8 @@ def autoencoder_to_diffusers(
     patch = network.encoder.patch
     if not (patched and patch & (patch - 1) == 0):
         _refuse_folding(network, DIFFUSERS_CLASS)
-    config = {"_class_name": DIFFUSERS_CLASS, **_shape(network, size, scale)}
+    # StableDiffusion3Pipeline adds the shift without asking whether there is one.
+    config = {"_class_name": DIFFUSERS_CLASS, **_shape(network, size, scale), "shift_factor": 0.0}
     widths = config["block_out_channels"]
     if patch > 1:
         foldings = patch.bit_length() - 1

@@ -49,6 +49,7 @@ def dit_to_diffusers(network: DiT, size: int) -> dict[str, Any]:
         "shared_modulation": (network.shared_modulation, False),
         "registers": (0 if network.registers is None else len(network.registers), 0),
         "frequency_shift": (network.time.shift, 1.0),
+        "spatial": (network.spatial, ()),
     }
     odd = [
         f"{name}={value} (only {only})" for name, (value, only) in wanted.items() if value != only

@@ -77,6 +77,7 @@ def _write_stable_diffusion(folder: Path, network: UNet, parts: Parts) -> str:
             f"{name} gives its U-Net no pooled text, and this one has "
             f"pooled_width={network.pooled_width}: train with backbone.pooled_width=0"
         )
+    _refuse_spatial(network, name)
     _expect(parts.texts[0], name, "CLIPTextModel", layer=-1, pooled=False)
     scheduler = scheduler_config(parts.described, joint=False)
     needs_kl(parts.first, name)
@@ -96,6 +97,7 @@ def _write_stable_diffusion(folder: Path, network: UNet, parts: Parts) -> str:
 def _write_sdxl(folder: Path, network: UNet, parts: Parts) -> str:
     name = "StableDiffusionXLPipeline"
     config = unet_to_diffusers(network, parts.size)
+    _refuse_spatial(network, name)
     first, second = parts.texts
     _expect(first, name, "CLIPTextModel", layer=-2, pooled=False)
     _expect(second, name, "CLIPTextModelWithProjection", layer=-2, pooled=True)
@@ -103,7 +105,7 @@ def _write_sdxl(folder: Path, network: UNet, parts: Parts) -> str:
     if network.pooled_width != told + SIZES:
         raise ValueError(
             f"{name} tells its U-Net {told} numbers of text and {SIZES} of sizes, and this one "
-            f"has pooled_width={network.pooled_width}: train with module.sizes=true"
+            f"has pooled_width={network.pooled_width}: train with text=sdxl, which tells them"
         )
     scheduler = scheduler_config(parts.described, joint=False)
     needs_kl(parts.first, name)
@@ -144,6 +146,14 @@ def _write_dit(folder: Path, network: DiT, parts: Parts) -> str:
     state = diffusers_dit_table(network).give(network.state_dict())
     index = _write_parts(folder, parts, ("transformer", config, state), projected=[])
     return _write_index(folder, name, scheduler, index)
+
+
+def _refuse_spatial(network: UNet, pipeline: str) -> None:
+    if network.spatial:
+        raise ValueError(
+            f"{pipeline} tells its U-Net of no picture, and this one has backbone.spatial="
+            f"{list(network.spatial)}: use --to safetensors"
+        )
 
 
 def _expect(text: Text, pipeline: str, kind: str, *, layer: int, pooled: bool) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.captions_joined import SeveralCaptions
+from ldm.frozen.captions_joined import leaves_of, read_apart
 from ldm.frozen.codec import LatentCodec
 from ldm.frozen.sizes import SizedCaptions
 from ldm.frozen.spatial import enlarged, painted
@@ -96,7 +96,7 @@ class Conditioning:
 
     def refuse_unfit(self, network: object, captions: CaptionEncoder) -> None:
         """ValueError where a part cannot do what is asked of it."""
-        if self.encoder_dropout and not isinstance(captions, SeveralCaptions):
+        if self.encoder_dropout and leaves_of(captions) < 2:
             raise ValueError(
                 "module.conditioning.encoder_dropout drops one of several text encoders, and there "
                 "is one: set module.condition_dropout, or text=sd3"
@@ -115,9 +115,12 @@ class Conditioning:
         codec: LatentCodec,
         batch: dict[str, Any],
         draws: Draws | None,
+        *,
+        dropping: bool = False,
     ) -> Condition:
-        """Captions, sizes and spatial channels; without draws no encoder is dropped."""
-        condition = self._read(captions, batch["caption"], draws)
+        """Captions, sizes and spatial channels (which need draws); with `dropping` the captions of
+        some encoders are left out."""
+        condition = self._read(captions, batch["caption"], draws if dropping else None)
         if isinstance(captions, SizedCaptions):
             picture = _picture(batch, "text.encoder tells of sizes")
             original, corner = batch["original"], batch["corner"]
@@ -139,15 +142,15 @@ class Conditioning:
     def _read(self, captions: CaptionEncoder, texts: list[str], draws: Draws | None) -> Condition:
         if not self.encoder_dropout or draws is None:
             return captions(texts)
-        assert isinstance(captions, SeveralCaptions)
         # On the CPU: which captions are read is decided there.
         here = replace(draws, device=torch.device("cpu"))
-        keep = here.uniform((captions.leaves,), "encoder dropout") >= self.encoder_dropout
-        return captions.apart(
+        keep = here.uniform((leaves_of(captions),), "encoder dropout") >= self.encoder_dropout
+        return read_apart(
+            captions,
             [
                 [text if kept else "" for text, kept in zip(texts, column, strict=True)]
                 for column in keep.T.tolist()
-            ]
+            ],
         )
 
 

@@ -84,7 +84,7 @@ class LatentDiffusionModule(ClipsByNetwork):
             latent = self.codec.latent_of(posterior_of(cast(LatentBatch, batch)), draws)
         else:
             latent = self.codec.encode(batch["image"], draws)
-        told = self.conditioning.told(self.captions, self.codec, batch, draws)
+        told = self.conditioning.told(self.captions, self.codec, batch, draws, dropping=True)
         condition = self._with_dropout(told, batch, draws)
         condition = self.conditioning.masked(condition, self.network, latent, draws)
         with nullcontext() if self.alignment is None else self.alignment.watching(self.network):
@@ -111,7 +111,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         image: Image = batch["image"]
         rows = range(batch["position"], batch["position"] + len(image))
         draws = Draws(VALIDATION_SEED, 0, rows, batch["of"], image.device)
-        condition = self.conditioning.told(self.captions, self.codec, batch, None)
+        condition = self.conditioning.told(self.captions, self.codec, batch, draws)
         latent = self.codec.encode(image)
         loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))

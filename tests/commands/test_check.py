@@ -64,6 +64,17 @@ MISTAKES = [
     (DIFFUSION, "evaluation.grid_prompts=apple", "evaluation.grid_prompts", "list"),
     (DIFFUSION, "+data.train.crop=middle", "data.train.crop", "'centre'"),
     (DIFFUSION, "sampler.grid=uniform", "sampler.grid", "Grid"),
+    (DIFFUSION, "backbone.init=3", "backbone.init", "a text"),
+    (DIFFUSION, "+backbone.inti=x", "backbone.inti", "take it out"),
+    (DIFFUSION, "+module.conditioning.dropout=1", "module.conditioning.dropout", "take it out"),
+    (
+        DIFFUSION,
+        "lora={_target_: ldm.models.LowRankAdaptation, rank: 0, targets: [x]}",
+        "lora.rank",
+        "at least 1",
+    ),
+    (DIFFUSION, "backbone.init=nowhere", "backbone.init", "download or import"),
+    (DIFFUSION, "module.conditioning.token_masking=1", "token_masking", "less than 1"),
     # ranges
     (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
     (AUTOENCODER, "workers=-1", "workers", "at least 0"),

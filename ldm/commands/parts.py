@@ -246,7 +246,7 @@ def load_codec(run: str) -> LatentCodec:
             "training again to finish it"
         )
     autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
-    autoencoder.load_state_dict(averaged(newest(folder)))
+    autoencoder.load_state_dict(_under(newest(folder).load()["state_dict"], "average."))
     return LatentCodec(autoencoder, LatentStatistics.load(folder.path / LATENTS))
 
 
@@ -312,6 +312,10 @@ def _pictures(data: Data) -> Any:
     """All pictures once, normalised, in order."""
     for batch in validation_batches(data, batch=64, rank=0, world=1, workers=0):
         yield normalise(batch["image"])
+
+
+def _under(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _expect_stage(folder: RunFolder, config: DictConfig, stage: str) -> None:

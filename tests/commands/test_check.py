@@ -171,7 +171,10 @@ def test_every_shipped_experiment_passes(experiment):
 @pytest.mark.parametrize(
     ("group", "stage"),
     [
-        *[(group, DIFFUSION) for group in ("backbone", "diffusion", "sampler", "text", "trainer")],
+        *[
+            (group, DIFFUSION)
+            for group in ("backbone", "diffusion", "sampler", "text", "trainer", "lora")
+        ],
         *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
     ],
 )

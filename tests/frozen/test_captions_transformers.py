@@ -159,7 +159,7 @@ def test_a_real_encoder_conditions_a_short_training() -> None:
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     rows = [0, 1] * 8
     batch = Condition(told.tokens[rows], told.mask[rows])
-    for step in range(60):
+    for step in range(120):
         draws = Draws(0, step, range(16), 16, torch.device("cpu"))
         optimizer.zero_grad()
         objective(network, latents[rows], batch, draws).mean().backward()

@@ -131,6 +131,13 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"precision={config['precision']} needs a GPU; set precision=bf16-mixed or 32-true"
         )
+    strategy = trainer.get("strategy")
+    kind = strategy.get("_target_") if isinstance(strategy, Mapping) else None
+    if config["precision"] == "bf16-true" and kind != "ldm.training.sharding.FullySharded":
+        raise ValueError(
+            "precision=bf16-true keeps float32 weights for optimizer and average only in parts; "
+            "set trainer=fsdp, or precision=bf16-mixed, which does so with every trainer"
+        )
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")

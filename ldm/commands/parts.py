@@ -51,7 +51,8 @@ def precision_of(asked: str) -> str:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """What sampling computes in, to match a training's precision."""
-    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    half = {"16-mixed": torch.float16}
+    return (half | dict.fromkeys(("bf16-mixed", "bf16-true"), torch.bfloat16)).get(precision)
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,12 @@ class AutoencoderStage:
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
-        """The latent contract, `latents.json`, measured over the training pictures."""
-        statistics = latent_statistics(module.average, _pictures(data.train))
+        """The latent contract, `latents.json`, measured over the training pictures with the average
+        that was saved: the module's own may lie in parts on several ranks."""
+        autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
+        autoencoder.load_state_dict(_under(newest(folder).load()["state_dict"], "average."))
+        average = autoencoder.to(module.device).eval()
+        statistics = latent_statistics(average, _pictures(data.train))
         statistics.save(folder.path / LATENTS)
         print(f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two")
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from ldm.commands.errors import CONF
 
-PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 TYPES: dict[str, Any] = {
     "name": str,
     "precision": PRECISION,
@@ -25,6 +25,9 @@ TYPES: dict[str, Any] = {
     "first_stage": str,
     "data.folder": str,
     "checkpoint.keep_every": int | None,
+    "checkpoint.best": str | None,
+    "spikes.factor": float | None,
+    "spikes.action": Literal["warn", "stop", "go_back"],
     "latent.channels": int | None,
     "latent.size": int | None,
     "text.width": int | None,
@@ -44,6 +47,8 @@ LEAST: dict[str, int | float] = {
             "checkpoint.every",
             "checkpoint.keep",
             "checkpoint.keep_every",
+            "spikes.factor",
+            "spikes.patience",
             "evaluation.every",
             "evaluation.shown",
             "evaluation.batch_size",

@@ -47,6 +47,7 @@ APPLIED = (
     "module.optimizer.lr",
     "module.lr_schedule",
     "module.on_nonfinite",
+    "spikes",
     "evaluation",
     # Where the pictures lie; that they are the same ones is told by their hash.
     "data.folder",

@@ -14,17 +14,16 @@ from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
 from ldm.models import TokenAlignment
-from ldm.training.clipping import ClipsByNetwork
 from ldm.training.conditioning import Conditioning
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
-from ldm.training.nonfinite import NonFinitePolicy
+from ldm.training.module import OneOptimizer
 from ldm.types import Condition, Draws, Image
 
 VALIDATION_SEED = 1  # validation always sees the same times and noises, whatever the run's seed
 
 
-class LatentDiffusionModule(ClipsByNetwork):
+class LatentDiffusionModule(OneOptimizer):
     """The second stage: x_t from the codec's latents and known noise, a loss on what the network
     says of them, and an average of the network that follows it.
 
@@ -49,7 +48,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         alignment: TokenAlignment | None = None,
         on_nonfinite: str = "skip",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_schedule, on_nonfinite)
         if not 0 <= condition_dropout < 1:
             raise ValueError(
                 f"module.condition_dropout={condition_dropout} is a probability; set it to 0.1, "
@@ -60,14 +59,11 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.objective = objective
         self.codec = codec
         self.captions = captions
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
         self.conditioning = conditioning or Conditioning()
         self.conditioning.refuse_unfit(network, captions)
         self.alignment = alignment
-        self.nonfinite = NonFinitePolicy(on_nonfinite)
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -96,10 +92,6 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """A broken step reaches no weights."""
-        self.nonfinite.guard(self)
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""
         super().optimizer_step(*args, **kwargs)
@@ -115,12 +107,6 @@ class LatentDiffusionModule(ClipsByNetwork):
         latent = self.codec.encode(image)
         loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer, its learning rate set once a step."""
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def denoiser(self) -> Denoiser:
         """The averaged network, ready for a sampler."""

@@ -3,7 +3,7 @@
 from ldm.training.callbacks.blocks import Blocks
 from ldm.training.callbacks.checkpointing import Checkpointing, Stopped, WriteError
 from ldm.training.callbacks.pictures import Reconstructions, SampleQuality
-from ldm.training.callbacks.progress import StepProgress
+from ldm.training.callbacks.progress import StepProgress, Work
 from ldm.training.callbacks.record import StepRecord
 from ldm.training.callbacks.watchdog import Watchdog
 
@@ -16,5 +16,6 @@ __all__ = [
     "StepRecord",
     "Stopped",
     "Watchdog",
+    "Work",
     "WriteError",
 ]

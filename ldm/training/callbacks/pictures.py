@@ -1,6 +1,6 @@
 """Looking at the model while it trains: sample grids with metrics, and reconstructions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +124,20 @@ class SampleQuality(_EverySteps):
                 logger.experiment.add_text("samples/prompts", text, trainer.global_step)
 
     def _measure(self, trainer: L.Trainer, module: Any, generate: TextToImage) -> None:
-        mine = range(trainer.global_rank, len(self.prompts), trainer.world_size)
-        prompts = [self.prompts[i] for i in mine]
+        # As many on every rank, or a network in parts would wait for ever for the one that is done.
+        count, world = len(self.prompts), trainer.world_size
+        places = [trainer.global_rank + turn * world for turn in range(-(-count // world))]
+        prompts = [self.prompts[place % count] for place in places]
         for metric in self.metrics.values():
             metric.reset()
         for start, images in zip(
-            range(0, len(mine), self.batch_size),
-            generate.batches(prompts, mine, self.batch_size),
+            range(0, len(places), self.batch_size),
+            generate.batches(prompts, places, self.batch_size),
             strict=True,
         ):
-            for metric in self.metrics.values():
-                metric.to(images.device).update(images, prompts[start : start + self.batch_size])
+            own = sum(place < count for place in places[start : start + self.batch_size])
+            for metric in self.metrics.values() if own else []:
+                metric.to(images.device).update(images[:own], prompts[start : start + own])
         self.record(trainer, "sample", self.metrics)
 
 
@@ -161,17 +164,27 @@ class Reconstructions(_EverySteps):
         """Reconstruct, show, measure."""
         for metric in self.metrics.values():
             metric.reset()
-        for number, batch in enumerate(self.pictures()):
+        for number, (batch, own) in enumerate(self._share(trainer.global_rank, trainer.world_size)):
             images = batch.to(module.device)
-            if number and number % trainer.world_size != trainer.global_rank:
-                continue
             made = module.reconstruct(images).float()
-            if number == 0:
+            if number == 0:  # the first picture of all is on rank 0, which shows it
                 self._compare(trainer, images[: self.shown], made[: self.shown])
-            if number % trainer.world_size == trainer.global_rank:
-                for metric in self.metrics.values():
-                    metric.to(made.device).update(made, [""] * len(made))
+            for metric in self.metrics.values() if own else []:
+                metric.to(made.device).update(made, [""] * len(made))
         self.record(trainer, "reconstruction", self.metrics)
+
+    def _share(self, rank: int, world: int) -> Iterator[tuple[Image, bool]]:
+        """This rank's batches, and as many on every rank: the last may be another's (False), or a
+        network in parts would wait for ever for the rank that is done."""
+        batch, own, number = None, False, -1
+        for number, each in enumerate(self.pictures()):
+            if batch is None or number % world == rank:
+                batch, own = each, number % world == rank
+            if number % world == world - 1:
+                yield batch, own
+                batch, own = None, False
+        if batch is not None:
+            yield batch, own
 
     def _compare(self, trainer: L.Trainer, images: Image, made: Image) -> None:
         difference = (images - made).abs() - 1

@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldm.runs.attempts import Attempts
+from ldm.training.nonfinite import Spikes
 
 
 class StepRecord(L.Callback):
     """Loss over all ranks and turns (mean, max), gradient norms before clipping, learning rate,
-    percentiles of the step time, memory, and the share of the run's life spent training."""
+    percentiles of the step time, memory, and the share of the run's life spent training. `spikes`
+    sees the loss."""
 
-    def __init__(self, attempts: Attempts) -> None:
-        self.attempts = attempts
+    def __init__(self, attempts: Attempts, spikes: Spikes) -> None:
+        self.attempts, self.spikes = attempts, spikes
         self._losses: list[Tensor] = []
         self._seconds: list[float] = []
         self._at = self._began = self._useful = 0.0
@@ -55,6 +57,7 @@ class StepRecord(L.Callback):
 
     def _measured(self, trainer: L.Trainer, module: Any, losses: Tensor) -> dict[str, Any]:
         mean, largest = over_ranks(losses)
+        self.spikes.see(trainer.global_step, float(mean), module.nonfinite)
         values: dict[str, Any] = {"train/loss_mean": mean, "train/loss_max": largest}
         for name, norm in module.gradient_norms.items():
             values[f"gradient/{name}"] = norm

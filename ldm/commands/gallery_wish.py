@@ -37,7 +37,7 @@ class Wish:
         if self.sampler not in choices_of("sampler"):
             raise ValueError(
                 f"sampler={self.sampler!r}: no such choice (there are: "
-                f"{', '.join(choices('sampler'))})"
+                f"{', '.join(choices_of('sampler'))})"
             )
 
     @staticmethod

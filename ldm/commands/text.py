@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from ldm.commands.building import build
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.captions_sized import SizedCaptions
+from ldm.frozen.sizes import SizedCaptions
 
 
 def text_encoder(config: DictConfig) -> CaptionEncoder:

@@ -74,6 +74,17 @@ MISTAKES = [
     (DIFFUSION, "evaluation.metrics=[fd_clipp]", "evaluation.metrics", "'fd_clip'"),
     (DIFFUSION, "evaluation.metrics=[psnr]", "evaluation.metrics", "leave it out"),
     (DIFFUSION, "evaluation.reference=[nowhere]", "nowhere", "ldm stats make"),
+    (DIFFUSION, "backbone.init=3", "backbone.init", "a text"),
+    (DIFFUSION, "+backbone.inti=x", "backbone.inti", "take it out"),
+    (DIFFUSION, "+module.conditioning.dropout=1", "module.conditioning.dropout", "take it out"),
+    (
+        DIFFUSION,
+        "lora={_target_: ldm.models.LowRankAdaptation, rank: 0, targets: [x]}",
+        "lora.rank",
+        "at least 1",
+    ),
+    (DIFFUSION, "backbone.init=nowhere", "backbone.init", "download or import"),
+    (DIFFUSION, "module.conditioning.token_masking=1", "token_masking", "less than 1"),
     # ranges
     (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
     (AUTOENCODER, "workers=-1", "workers", "at least 0"),
@@ -153,7 +164,7 @@ def test_sixty_at_least():
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_shipped_experiment_passes(experiment):
     override = f"experiment={experiment}"
-    own = experiment.startswith(("folder/", "imagenet/"))  # the user's own pictures and weights
+    own = experiment.startswith(("folder/", "imagenet/", "laion/"))  # the user's own
     folder = ["data.folder=nowhere"] if own else []
     if "vavae" in experiment:
         folder.append("module.alignment.features.folder=nowhere")
@@ -168,7 +179,10 @@ def test_every_shipped_experiment_passes(experiment):
 @pytest.mark.parametrize(
     ("group", "stage"),
     [
-        *[(group, DIFFUSION) for group in ("backbone", "diffusion", "sampler", "text", "trainer")],
+        *[
+            (group, DIFFUSION)
+            for group in ("backbone", "diffusion", "sampler", "text", "trainer", "lora")
+        ],
         *[(group, DIFFUSION) for group in ("debug", "logger")],
         *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
     ],

@@ -4,11 +4,14 @@ import argparse
 import itertools
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.options import add_options
+
 DEFAULT = "fd_clip,kid,clip_score,prdc"
-SWEPT = {"guidance": float, "steps": int, "sampler": str}
+SWEPT = {"guidance": float, "steps": int, "passes": int, "sampler": str}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -19,9 +22,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="one a line (default: val captions)")
     parser.add_argument("--samples", type=int, default=256, help="val captions that are drawn")
     parser.add_argument("--per-prompt", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--steps", type=int, help="solver steps (default: the run's)")
-    parser.add_argument("--sampler", help="ddim, euler, heun, … (default: the run's)")
-    parser.add_argument("--guidance", type=float, help="1 is none (default: the run's)")
     parser.add_argument(
         "--sweep", nargs="+", default=[], metavar="KEY=A,B", help=f"of {', '.join(SWEPT)}"
     )
@@ -30,13 +30,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; then +1 each")
     parser.add_argument("--out", metavar="DIR", help="default: the run's evaluation/")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--first-stage", help="another place of the run's first stage")
-    parser.set_defaults(func=run, negative="")
+    add_options(parser)
+    parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; write results.json and, for a sweep, pareto.png."""
+    """Print the table; write results.json and, for a sweep, pareto.png and by-passes.png."""
     if min(arguments.batch_size, arguments.samples, arguments.per_prompt) < 1:
         raise ValueError("--batch-size, --samples and --per-prompt must be 1 or more")
     cells = settings_of(arguments)
@@ -66,13 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(table(rows))
         if len(rows) > 1 and pareto(rows, out / "pareto.png"):
             print(f"{out / 'pareto.png'}: Fréchet distance against CLIP score")
+        if by_passes(rows, out / "by-passes.png"):
+            print(f"{out / 'by-passes.png'}: both against the number of network passes")
         print(f"{out / 'results.json'}")
     ranks.wait()
     return 0
 
 
 def settings_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each cell of the sweep as {steps, sampler, guidance}; None is the run's own."""
+    """Each cell of the sweep as {guidance, steps, passes, sampler}; None is the run's own."""
     axes: dict[str, list[Any]] = {key: [getattr(arguments, key)] for key in SWEPT}
     for asked in arguments.sweep:
         key, _, values = asked.partition("=")
@@ -96,6 +97,7 @@ def _run_rows(
     arguments: argparse.Namespace, cells: list[dict[str, Any]], out: Path, device: Any, ranks: Any
 ) -> list[dict[str, Any]]:
     from ldm.commands.building import build
+    from ldm.commands.drawing import text_to_image
     from ldm.commands.judging import (
         References,
         draw_missing,
@@ -104,7 +106,6 @@ def _run_rows(
         open_folder,
         seconds_a_picture,
     )
-    from ldm.commands.sample import text_to_image
 
     trained = load(arguments.target, arguments.first_stage)
     data = {split: build(trained.config.data[split], f"data.{split}") for split in ("train", "val")}
@@ -116,10 +117,9 @@ def _run_rows(
         asked = argparse.Namespace(**{**vars(arguments), **cell, "device": str(device)})
         generate, settings = text_to_image(trained, asked)
         settings.pop("config")
-        steps, sampler = settings["sampler"]["steps"], settings["sampler"]["_target_"]
         shown = {
-            "sampler": sampler.rpartition(".")[2],
-            "steps": steps,
+            "sampler": asked.sampler or settings["sampler"]["_target_"].rpartition(".")[2],
+            "steps": generate.sampler.steps,
             "guidance": settings["guidance"],
         }
         step = settings["checkpoint"].rpartition("/")[2]
@@ -137,7 +137,8 @@ def _run_rows(
         values = judge(
             pictures, metrics, batch_size=arguments.batch_size, device=device, ranks=ranks
         )
-        row = {**shown, "pictures": len(pictures.files), "seconds": seconds_a_picture(folder)}
+        row = {**shown, "passes": generate.sampler.passes, "pictures": len(pictures.files)}
+        row["seconds"] = seconds_a_picture(folder)
         row |= {"checkpoint": settings["checkpoint"], "seed": arguments.seed}
         rows.append({**row, "values": values, "names": {k: m.name for k, m in metrics.items()}})
     return rows
@@ -201,7 +202,7 @@ def prompts_of(arguments: argparse.Namespace, captions: list[str]) -> list[str]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as aligned text; what could not be measured is a dash, with the reason below."""
-    told: list[str] = ["sampler", "steps", "guidance", "pictures", "seconds"]
+    told: list[str] = ["sampler", "steps", "guidance", "passes", "pictures", "seconds"]
     heads = [key for key in told if key in rows[0]]
     heads += list(rows[0]["values"])
     lines, reasons = [heads], []
@@ -221,6 +222,38 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def by_passes(rows: list[dict[str, Any]], path: Path) -> bool:
+    """Draws Fréchet distance and CLIP score against network passes, a line a sampler; False where
+    no sampler has two numbers of passes."""
+    from matplotlib.figure import Figure
+
+    distance = next((k for k in rows[0]["values"] if k.startswith(("fd_", "fid"))), None)
+    shown = [key for key in (distance, "clip_score") if key in rows[0]["values"]]
+    names = list(dict.fromkeys(row.get("sampler") for row in rows))
+    if not shown or len({row.get("passes") for row in rows}) < 2:
+        return False
+    figure = Figure(figsize=(5.5 * len(shown), 4.4), layout="constrained")
+    for number, key in enumerate(shown, 1):
+        axes = figure.add_subplot(1, len(shown), number)
+        for place, name in enumerate(names):
+            mine = [row for row in rows if row["sampler"] == name]
+            points = sorted((row["passes"], row["values"][key]) for row in mine)
+            x, y = (
+                [p[0] for p in points],
+                [p[1] if isinstance(p[1], float) else nan for p in points],
+            )
+            axes.plot(x, y, "os^Dv<>"[place % 7], linestyle="-", label=name, markersize=4)
+        ticks = sorted({row["passes"] for row in rows})
+        axes.set(xscale="log", xlabel="network passes a picture", title=rows[0]["names"][key])
+        axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
+        axes.minorticks_off()
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    return True
 
 
 def pareto(rows: list[dict[str, Any]], path: Path) -> bool:
@@ -250,8 +283,8 @@ def pareto(rows: list[dict[str, Any]], path: Path) -> bool:
     axes.scatter([p[0] for p in points], [p[1] for p in points], zorder=2)
     for x, y, label in points:
         axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(f"CLIP score, more is better ({rows[0]['names']['clip_score']})", fontsize=8)
-    axes.set_ylabel(f"Fréchet distance, less is better ({rows[0]['names'][distance]})", fontsize=8)
+    axes.set_xlabel(f"CLIP score, more is better\n{rows[0]['names']['clip_score']}", fontsize=8)
+    axes.set_ylabel(f"Fréchet distance, less is better\n{rows[0]['names'][distance]}", fontsize=8)
     axes.set_title("guidance / steps; the line joins the best trade-offs", fontsize=10)
     figure.savefig(path, dpi=150)
     return True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.commands.building import build
-from ldm.commands.sample import text_to_image
+from ldm.commands.drawing import text_to_image
 from ldm.data import normalise, validation_batches
 from ldm.frozen.features import ClipFeatures, open_clip_features
 from ldm.generate import TextToImage

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import _devices
-from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.commands.parts import LATENTS, load_codec, precision_of, widen
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.features import open_clip_features
@@ -83,24 +84,28 @@ def fit(config: DictConfig) -> None:
             f"with texts of width {config.text.width} ({' '.join(str(error).split())}); "
             "set another backbone, or an image_size that fits"
         ) from error
-    if shape != x.shape:
+    learned = config.diffusion.get("variance") is not None
+    wanted = config.latent.channels * (2 if learned else 1)
+    if shape != (len(x), wanted, *x.shape[2:]):
+        why = " where diffusion.variance is learned too" if learned else ""
         raise ValueError(
             f"backbone: makes {list(shape[1:])} of latents {list(x.shape[1:])}; set "
-            f"backbone.out_channels={config.latent.channels}"
+            f"backbone.out_channels={wanted}{why}"
         )
     fit_sampler(config)
 
 
 def fit_sampler(config: DictConfig) -> None:
-    """The sampler, walked over the objective's schedule on one number, must end in a number."""
+    """The sampler, walked over the objective's schedule on one number, must end in a number; and
+    the manner of guidance must be one."""
     objective: Objective = build(config.diffusion, "diffusion")
     sampler: Sampler = build(config.sampler, "sampler")
+    build(config.guidance, "guidance")
     noise = torch.full((1, 1, 1, 1), 0.7)
     condition = Condition(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
     try:
-        made = sampler(
-            objective.denoiser(_Nothing()), noise, condition, draws_for_seeds([0], noise.device)
-        )
+        denoiser = replace(objective.denoiser(_Nothing()), learned_width=False)
+        made = sampler(denoiser, noise, condition, draws_for_seeds([0], noise.device))
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
             f"sampler: cannot walk this schedule ({error}); set another sampler or diffusion"
@@ -162,6 +167,7 @@ def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]
         fit_sampler(config)
         return
     yield "latents", f"{config.latent.channels}x{config.latent.size}x{config.latent.size}"
+    widen(config)
     fit(config)
     with torch.device("meta"):
         yield "network", _size(build(config.backbone, "backbone"))

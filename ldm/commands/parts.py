@@ -29,7 +29,7 @@ from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.folder import RunFolder
 from ldm.training.autoencoder import AutoencoderModule, latent_statistics
-from ldm.training.callbacks import Reconstructions, SampleQuality
+from ldm.training.callbacks import LossByTime, Reconstructions, SampleQuality
 from ldm.training.clip import ClipModule
 from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
@@ -145,6 +145,7 @@ class DiffusionStage:
         clip = open_clip_features(evaluation.clip)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
+            LossByTime(),
             SampleQuality(
                 every=evaluation.every,
                 folder=folder.samples,
@@ -160,7 +161,8 @@ class DiffusionStage:
                 image_size=config.image_size,
                 batch_size=evaluation.batch_size,
                 precision=autocast_dtype(config.precision),
-            )
+                manner=build(config.guidance, "guidance"),
+            ),
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
@@ -189,6 +191,16 @@ class DiffusionStage:
         with open_dict(config):
             config.latent = {"channels": channels, "size": height}
             config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
+        widen(config)
+
+
+def widen(config: DictConfig) -> None:
+    """Give the backbone the channels of a learned variance, where there is one and nothing is said
+    of them."""
+    learned = config.diffusion.get("variance") is not None
+    if learned and config.backbone.get("out_channels") is None:
+        with open_dict(config):
+            config.backbone.out_channels = 2 * config.latent.channels
 
 
 Stage = ClipStage | AutoencoderStage | DiffusionStage

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ldm.data import posterior_of
 from ldm.data.latents import LatentBatch
-from ldm.diffusion import Denoiser, Objective
+from ldm.diffusion import Denoiser, LearnedUncertainty, Objective, TimeBins
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
 from ldm.training.clipping import ClipsByNetwork
@@ -27,7 +28,8 @@ class LatentDiffusionModule(ClipsByNetwork):
 
     With probability `condition_dropout` a row's caption is replaced by the empty one, which is
     what classifier-free guidance needs (Ho & Salimans 2022). `ema_decay` is reached gradually:
-    the average of a short run is not held back by its first steps.
+    the average of a short run is not held back by its first steps. With `uncertainty` every time
+    pulls on the network alike. `bins` gathers the loss by time, on the device.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class LatentDiffusionModule(ClipsByNetwork):
         condition_dropout: float = 0.1,
         ema_decay: float = 0.9999,
         on_nonfinite: str = "skip",
+        uncertainty: LearnedUncertainty | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= condition_dropout < 1:
@@ -51,6 +54,7 @@ class LatentDiffusionModule(ClipsByNetwork):
             )
         self.network: Any = network
         self.average: Any = twin(network)
+        self.uncertainty = uncertainty
         self.objective = objective
         self.codec = codec
         self.captions = captions
@@ -59,12 +63,14 @@ class LatentDiffusionModule(ClipsByNetwork):
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
         self.nonfinite = NonFinitePolicy(on_nonfinite)
+        self.bins = TimeBins(torch.device("cpu"))
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
         device = self.trainer.strategy.root_device  # self.device is not moved yet
         self.codec.to(device)
         self.captions.to(device)
+        self.bins = TimeBins(device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss of one batch."""
@@ -76,6 +82,10 @@ class LatentDiffusionModule(ClipsByNetwork):
         condition = self._with_dropout(self.captions(batch["caption"]), draws)
         losses = self.objective(self.network, latent, condition, draws)
         self.nonfinite.watch(batch["key"], losses)
+        times = self.objective.draw_times(draws)
+        self.bins.add(times, losses)
+        if self.uncertainty is not None:
+            losses = self.uncertainty(losses, times)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -102,7 +112,8 @@ class LatentDiffusionModule(ClipsByNetwork):
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set once a step."""
-        optimizer = self.optimizer(self.network.parameters())
+        trained = [self.network] if self.uncertainty is None else [self.network, self.uncertainty]
+        optimizer = self.optimizer([p for part in trained for p in part.parameters()])
         schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchvision.transforms.functional import pil_to_tensor
 
-from ldm.diffusion import Sampler
+from ldm.diffusion import Guidance, Sampler
 from ldm.generate import TextToImage, grid, save_png
 from ldm.types import Image
 
@@ -89,12 +89,13 @@ class SampleQuality(_EverySteps):
         image_size: int,
         batch_size: int = 64,
         precision: torch.dtype | None = None,
+        manner: Guidance,
     ) -> None:
         super().__init__(every, folder)
         self.grid_prompts, self.prompts = list(grid_prompts), list(prompts)
         self.metrics = dict(metrics)
         self.sampler, self.guidance, self.image_size = sampler, guidance, image_size
-        self.batch_size, self.precision = batch_size, precision
+        self.batch_size, self.precision, self.manner = batch_size, precision, manner
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
         """Draw, show, measure."""
@@ -106,6 +107,7 @@ class SampleQuality(_EverySteps):
             self.image_size,
             self.guidance,
             self.precision,
+            self.manner,
         )
         seeds = range(len(self.grid_prompts))
         shown = [

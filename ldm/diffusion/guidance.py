@@ -73,7 +73,7 @@ class Guidance:
     """The manner of guidance, whatever its scale.
 
     It acts for t in [low, high] only (Kynkaanniemi et al. 2024, arXiv:2404.07724), along `push`.
-    With `momentum` each push has this share of the one before added, APG's being negative. With
+    `push_momentum` is the share of earlier pushes that is added to each, APG's being negative. With
     `weaker`, a worse network on the same schedule, the bad estimate is its own: autoguidance
     (Karras et al. 2024, arXiv:2406.02507). `limit` thresholds the guided data (Thresholded).
     """
@@ -81,7 +81,7 @@ class Guidance:
     push: Push = field(default_factory=Straight)
     low: float = 0.0
     high: float = 1.0
-    momentum: float = 0.0
+    push_momentum: float = 0.0
     limit: float | None = None
     weaker: Denoiser | None = None
 
@@ -91,10 +91,10 @@ class Guidance:
                 f"guidance from t = {self.low} to {self.high} is no interval in [0, 1]: "
                 "set 0 <= guidance.low <= guidance.high <= 1"
             )
-        if not -1 < self.momentum < 1:
+        if not -1 < self.push_momentum < 1:
             raise ValueError(
-                f"guidance.momentum is {self.momentum}, and the pushes would grow without end: "
-                "set it between -1 and 1, such as -0.5; 0 is none"
+                f"guidance.push_momentum is {self.push_momentum}, and pushes would grow without "
+                "end: set it between -1 and 1, such as -0.5; 0 is none"
             )
         if self.limit is not None and not self.limit > 0:
             raise ValueError(
@@ -163,8 +163,8 @@ class Guided:
             )
         good, bad = self._pair(x_t, t, condition)
         worse = bad.x0
-        if self.manner.momentum != 0:
-            worse = good.x0 - self._momentum(good.x0 - bad.x0, self.manner.momentum, t)
+        if self.manner.push_momentum != 0:
+            worse = good.x0 - self._momentum(good.x0 - bad.x0, self.manner.push_momentum, t)
         x0 = self.manner.push(good.x0, worse, self.scale)
         if not inside.all():
             x0 = torch.where(columns(inside).to(x0.device), x0, good.x0)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from ldm.commands import main
-from ldm.commands.evaluate import pareto, prompts_of, settings_of, table
+from ldm.commands.evaluate import by_passes, pareto, prompts_of, settings_of, table
 from ldm.commands.judging import Ranks, draw_missing, open_folder
 
 
@@ -116,6 +116,20 @@ def test_the_table_says_why_a_number_is_missing(tmp_path):
     with Image.open(tmp_path / "pareto.png") as picture:
         assert picture.size[0] > 600
     assert not pareto([row(1.0, "no", "no")], tmp_path / "none.png")
+
+
+def test_quality_is_drawn_against_passes_where_there_are_several(tmp_path):
+    rows = [
+        {**row(2.0, 9.0 - passes, 20.0 + passes), "sampler": name, "passes": passes}
+        for name in ("ddim", "heun")
+        for passes in (1, 4)
+    ]
+    rows[1]["values"]["fd_clip"] = "needs more pictures"
+    assert by_passes(rows, tmp_path / "by-passes.png")
+    with Image.open(tmp_path / "by-passes.png") as picture:
+        assert picture.size[0] > 1000
+    assert not by_passes(rows[::2], tmp_path / "none.png")
+    assert not by_passes([row(1.0, 3.0, 2.0), row(2.0, 3.0, 2.0)], tmp_path / "none.png")
 
 
 class Painter:

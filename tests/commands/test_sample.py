@@ -127,7 +127,7 @@ def test_options_become_the_sampler_and_the_manner(trained):
     rescaled = generator(trained, guidance_rescale=0.3, guidance_interval="0.2,0.8").manner
     assert (rescaled.push, rescaled.low, rescaled.high) == (Rescaled(0.3), 0.2, 0.8)
     adaptive = generator(trained, guidance_kind="adaptive", thresholding=3.0).manner
-    assert (type(adaptive.push), adaptive.momentum, adaptive.limit) == (Projected, -0.5, 3.0)
+    assert (type(adaptive.push), adaptive.push_momentum, adaptive.limit) == (Projected, -0.5, 3.0)
 
 
 def test_autoguidance_leads_away_from_the_other_run(trained, monkeypatch, tmp_path):

@@ -108,7 +108,7 @@ def test_momentum_and_projection_are_diffusers_apg():
     buffer = MomentumBuffer(-0.5)
     original = {"use_original_formulation": True}  # the paper's: the scale above 1, from good
     push = Projected(parallel=0.3, radius=2.0)
-    guided = Guided(Listener(), told(-0.2), 4.0, Guidance(push, momentum=-0.5))
+    guided = Guided(Listener(), told(-0.2), 4.0, Guidance(push, push_momentum=-0.5))
     times = [torch.full((3,), k / 5, dtype=torch.float64) for k in (5, 4, 3, 2)]
     ours = [guided(x, now, told(0.5)).x0 for now in times]
     for now, found in zip(times, ours, strict=True):
@@ -148,7 +148,7 @@ def test_a_guided_estimate_still_explains_its_input(push):
     [
         (lambda: Guided(Listener(), told(0.0), -1.0), "scale is -1"),
         (lambda: Guidance(low=0.8, high=0.2), "no interval"),
-        (lambda: Guidance(momentum=1.0), "guidance.momentum is 1.0"),
+        (lambda: Guidance(push_momentum=1.0), "guidance.push_momentum is 1.0"),
         (lambda: Guidance(limit=0.0), "guidance.limit is 0.0"),
         (lambda: Projected(radius=0.0), "push.radius is 0.0"),
         (lambda: Guided(Listener(), told(0.0, 1), 2.0)(x, t, told(0.0)), "1 rows for 3 samples"),

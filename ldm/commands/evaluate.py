@@ -232,7 +232,8 @@ def by_passes(rows: list[dict[str, Any]], path: Path) -> bool:
     distance = next((k for k in rows[0]["values"] if k.startswith(("fd_", "fid"))), None)
     shown = [key for key in (distance, "clip_score") if key in rows[0]["values"]]
     names = list(dict.fromkeys(row.get("sampler") for row in rows))
-    if not shown or len({row.get("passes") for row in rows}) < 2:
+    every = sorted({row.get("passes", 0) for row in rows})
+    if not shown or len(every) < 2:
         return False
     figure = Figure(figsize=(5.5 * len(shown), 4.4), layout="constrained")
     for number, key in enumerate(shown, 1):
@@ -240,13 +241,13 @@ def by_passes(rows: list[dict[str, Any]], path: Path) -> bool:
         for place, name in enumerate(names):
             mine = [row for row in rows if row["sampler"] == name]
             points = sorted((row["passes"], row["values"][key]) for row in mine)
-            x, y = (
-                [p[0] for p in points],
-                [p[1] if isinstance(p[1], float) else nan for p in points],
-            )
+            x = [passes for passes, _ in points]
+            y = [value if isinstance(value, float) else nan for _, value in points]
             axes.plot(x, y, "os^Dv<>"[place % 7], linestyle="-", label=name, markersize=4)
-        ticks = sorted({row["passes"] for row in rows})
-        axes.set(xscale="log", xlabel="network passes a picture", title=rows[0]["names"][key])
+        ticks = [p for p in every if not any(p < q < 1.2 * p for q in every)]  # written apart
+        better = "more" if key == "clip_score" else "less"
+        title = f"{rows[0]['names'][key]}\n{better} is better"
+        axes.set(xscale="log", xlabel="network passes a picture", title=title)
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
         axes.minorticks_off()
         axes.title.set_fontsize(9)

@@ -48,8 +48,9 @@ def _chain(trained: Any, image: Any, arguments: argparse.Namespace, path: Path) 
 
     denoiser, codec, count = trained.denoiser, trained.codec, arguments.steps
     times = torch.linspace(0, 1, count, dtype=torch.float64)
-    latent = codec.encode(image)
-    noise = draws_for_seeds([arguments.seed], latent.device).normal(latent.shape[1:], "start")
+    latent = codec.encode(image).expand(count, -1, -1, -1)
+    draws = draws_for_seeds([arguments.seed] * count, latent.device)
+    noise = draws.normal(latent.shape[1:], "start")
     x_t = corrupt(denoiser.schedule, latent, noise, times.float())
     asked = times.clamp(min=1e-3)  # at t = 0 there is no noise to be told from the picture
     with torch.no_grad():
@@ -93,5 +94,5 @@ def _curve(schedule: Any, steps: int, path: Path) -> None:
 
 
 def told(ratio: float) -> str:
-    """A ratio in three digits."""
-    return "∞" if math.isinf(ratio) else f"{ratio:.3g}"
+    """A ratio in three digits; `inf` where there is no noise."""
+    return f"{ratio:.3g}"

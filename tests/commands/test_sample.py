@@ -104,12 +104,12 @@ def test_a_trajectory_is_a_strip_and_an_animation(sample):
 def test_the_forward_chain_ends_in_the_noise_of_its_seed(sample, trained, capsys):
     assert sample("--image", "a.png", "--steps", "5", verb="explain") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "t 0.000  alpha 1.0000  sigma 0.0000  SNR ∞"
+    assert lines[0] == "t 0.000  alpha 1.0000  sigma 0.0000  SNR inf"
     assert lines[1] == "t 0.250  alpha 0.7500  sigma 0.2500  SNR 9"
     assert lines[4].endswith("SNR 0")
     with Image.open("out/chain.png") as chain:
         assert chain.width == 5 * 98 - 2
-        assert chain.text["snr"] == '["\\u221e", "9", "1", "0.111", "0"]'
+        assert chain.text["snr"] == '["inf", "9", "1", "0.111", "0"]'
     assert Image.open("out/snr.png").size[0] > 600
 
 

@@ -119,8 +119,8 @@ def generator(trained, **asked):
 
 def test_options_become_the_sampler_and_the_manner(trained):
     assert generator(trained).sampler.steps == 2  # the run's own
-    heun = generator(trained, sampler="heun", grid="karras", overrides=["sampler.grid.rho=5"])
-    assert heun.sampler == Heun(2, KarrasGrid(sigma_max=80.0, rho=5))
+    heun = generator(trained, sampler="heun", grid="karras", overrides=["sampler.grid.rho=5.5"])
+    assert heun.sampler == Heun(2, KarrasGrid(sigma_max=80.0, rho=5.5))
     assert generator(trained, sampler="heun", passes=10).sampler == Heun(5)
     ddim = generator(trained, sampler="ddim", eta=0.5, grid="trailing", steps=7)
     assert ddim.sampler == DDIM(7, TrailingGrid(), 0.5)

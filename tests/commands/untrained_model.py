@@ -1,6 +1,6 @@
 """A second stage with fresh weights, for tests of commands."""
 
-from types import SimpleNamespace
+from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
@@ -8,9 +8,12 @@ from omegaconf import OmegaConf
 from ldm.commands.building import build
 from ldm.commands.choices import choice
 from ldm.commands.composing import composed
+from ldm.commands.parts import TrainedDiffusion
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import load_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
+from ldm.runs.checkpoints import Checkpoint
+from ldm.runs.folder import RunFolder
 
 
 def untrained():
@@ -40,12 +43,11 @@ def untrained():
     OmegaConf.resolve(config)
     network = build(config.backbone, "backbone").eval()
     denoiser = build(config.diffusion, "diffusion").denoiser(network)
-    place = SimpleNamespace(path=SimpleNamespace(name="untrained"))
-    return SimpleNamespace(
-        folder=place,
-        checkpoint=place,
-        config=config,
-        denoiser=denoiser,
-        codec=LatentCodec(autoencoder, statistics),
-        captions=captions,
+    return TrainedDiffusion(
+        RunFolder(Path("untrained")),
+        config,
+        Checkpoint(Path("untrained/step-0"), 0),
+        denoiser,
+        LatentCodec(autoencoder, statistics),
+        captions,
     )

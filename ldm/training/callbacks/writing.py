@@ -55,8 +55,8 @@ class CheckpointWriter:
     def write(
         self, trainer: L.Trainer, state: dict[str, Any], step: int, best: Best | None
     ) -> None:
-        """Every rank calls it; the tensors may change as soon as it returns. What goes wrong is told
-        by `settle`."""
+        """Every rank calls it; the tensors may change as soon as it returns. `settle` tells what
+        went wrong."""
         self.settle()
         self.written = step
         if is_sharded(state):

@@ -24,6 +24,11 @@ class _EverySteps(L.Callback):
         self.every, self.folder = every, folder
         self._looked = -1
 
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """The step where it begins was looked at when it was trained; before the first there is
+        nothing to see."""
+        self._looked = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """After the step that `every` divides."""
         if trainer.global_step % self.every == 0 and trainer.global_step != self._looked:

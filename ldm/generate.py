@@ -1,7 +1,7 @@
 """Prompt to picture: encode the text, run the reverse diffusion, decode the latent."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ import torch
 from PIL import Image as Pictures
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.diffusion import Denoiser, Guided, Sampler
+from ldm.diffusion import Denoiser, Estimate, Guided, Sampler, Watched
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
-from ldm.types import Image, draws_for_seeds
+from ldm.types import Image, Latent, Time, draws_for_seeds
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,16 @@ class TextToImage:
     precision: torch.dtype | None = None
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str], seeds: Sequence[int], negative: str = "") -> Image:
-        """`[len(prompts) 3 H W]` in [-1, 1]; `negative` is what guidance leads away from."""
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        negative: str = "",
+        *,
+        watch: Callable[[Latent, Time, Estimate], None] | None = None,
+    ) -> Image:
+        """`[len(prompts) 3 H W]` in [-1, 1]; `negative` is what guidance leads away from, and
+        `watch` sees each estimate (Watched)."""
         device = self.codec.mean.device
         shape = self.codec.latent_shape(self.image_size)
         # On the CPU, so that a seed is the same picture on every kind of device.
@@ -47,6 +55,8 @@ class TextToImage:
             if self.guidance != 1.0:
                 null = self.captions([negative] * len(prompts))
                 denoiser = Guided(denoiser, null, self.guidance)
+            if watch is not None:
+                denoiser = Watched(denoiser, watch)
             latent = self.sampler(denoiser, noise, condition, on_device)
             return self.codec.decode(latent).float()
 

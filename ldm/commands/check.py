@@ -4,8 +4,14 @@
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
+
+_PACKAGES = {  # that a choice needs and the project does not bring
+    "ldm.training.loggers_elsewhere.WeightsAndBiases": "wandb",
+    "ldm.training.loggers_elsewhere.MLflow": "mlflow",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -113,6 +119,7 @@ def _given(key: str, node: Mapping[str, Any]) -> tuple[str, ...]:
     given = {
         "module": ("autoencoder", "network", "tokenizer", "objective", "codec", "captions"),
         "trainer": ("callbacks", "logger"),
+        "logger": ("axis",),
     }
     return given.get(key, ())
 
@@ -131,6 +138,12 @@ def _check_together(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"precision={config['precision']} needs a GPU; set precision=bf16-mixed or 32-true"
         )
+    package = _PACKAGES.get((config.get("logger") or {}).get("_target_", ""))
+    if package is not None and find_spec(package) is None:
+        raise ValueError(
+            f"logger={package}: the package {package} is not installed; pip install {package}, or "
+            "set logger=none (TensorBoard and metrics.jsonl are always written)"
+        )
     strategy = trainer.get("strategy")
     kind = strategy.get("_target_") if isinstance(strategy, Mapping) else None
     if config["precision"] == "bf16-true" and kind != "ldm.training.sharding.FullySharded":
@@ -141,6 +154,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")
+    _check_metrics(evaluation.get("metrics") or [])
     keep = config["checkpoint"]["keep_every"]
     if keep is not None and keep % config["checkpoint"]["every"]:
         raise ValueError(
@@ -153,6 +167,18 @@ def _check_together(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"data.{split}.size={size}, but image_size={config['image_size']}; "
                 f"set image_size={size} and leave data.{split}.size to follow it"
+            )
+
+
+def _check_metrics(names: Sequence[str]) -> None:
+    from ldm.commands.errors import CONF, nearest
+
+    there = sorted(path.stem for path in (CONF / "metrics").glob("*.yaml"))
+    for name in names:
+        if name not in there:
+            raise ValueError(
+                f"evaluation.metrics={name}: no such metric{nearest(name, there)} "
+                f"(there are: {', '.join(there)})"
             )
 
 

@@ -4,18 +4,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ldm.commands.errors import CONF, nearest
+from ldm.commands.errors import CONF, choices_of, unknown_choice
 
 
 def choice(group: str, name: str) -> DictConfig:
     """The node that `group=name` would compose; ValueError lists what there is."""
-    path = CONF / group / f"{name}.yaml"
-    if not path.is_file():
-        names = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ValueError(
-            f"{group}={name}: no such choice{nearest(name, names)} (there are: {', '.join(names)})"
-        )
-    node = OmegaConf.load(path)
+    if name not in choices_of(group):
+        raise ValueError(unknown_choice(group, name))
+    node = OmegaConf.load(CONF / group / f"{name}.yaml")
     assert isinstance(node, DictConfig)
     return node
 

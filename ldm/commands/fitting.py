@@ -10,11 +10,12 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import _devices
+from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
 from ldm.commands.parts import first_stage_lacks, load_codec, precision_of
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
-from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.features import open_clip_features
+from ldm.frozen.features import clip_features
 from ldm.models import Autoencoder
 from ldm.runs.folder import run_folder
 from ldm.types import Condition, draws_for_seeds
@@ -40,11 +41,27 @@ def plan(config: DictConfig) -> Iterator[tuple[str, str]]:
         with torch.device("meta"):
             yield "clip", _size(build(config.clip, "clip").model)
     _try_optimizer(config)
-    judge = OmegaConf.select(config, "evaluation.clip")
-    width = None if judge is None else open_clip_features(judge).width
-    yield from _steps(config, todo, width)
+    yield from _steps(config, todo, _width(config))
     for line in todo:
         yield "first", line
+
+
+def _width(config: DictConfig) -> int | None:
+    """Of the features that samples are compared through; ValueError where `evaluation` names
+    weights or statistics that are not there."""
+    evaluation = config.evaluation
+    if OmegaConf.select(evaluation, "metrics") is None:
+        return None
+    splits = data_of(config)  # opened by nobody here
+    references = References(splits, named_references(evaluation.reference), torch.device("cpu"))
+    MetricChoices(
+        evaluation.metrics,
+        references,
+        clip=evaluation.clip,
+        pairs=config.stage_name == "autoencoder",
+        key="evaluation.metrics",
+    )
+    return clip_features(evaluation.clip).width
 
 
 def fit(config: DictConfig) -> None:
@@ -156,6 +173,7 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
     shape = _latent_shape(config, todo)
+    refuse_unheard_sizes(config)
     widths = _text_widths(config, todo)
     with open_dict(config):
         if shape is not None:
@@ -183,7 +201,7 @@ def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]
 def _text_widths(config: DictConfig, todo: list[str]) -> dict[str, int]:
     """Of the text encoder; empty, with a line of what to do, where its files are not there."""
     try:
-        captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+        captions = text_encoder(config)
     except FileNotFoundError as error:
         todo.append(str(error))
         return {}

@@ -25,6 +25,7 @@ TYPES: dict[str, Any] = {
     "first_stage": str,
     "data.folder": str,
     "checkpoint.keep_every": int | None,
+    "overfit": int | None,
     "checkpoint.best": str | None,
     "spikes.factor": float | None,
     "spikes.action": Literal["warn", "stop", "go_back"],
@@ -36,6 +37,8 @@ TYPES: dict[str, Any] = {
     "autoencoder.init": str | None,
     "evaluation.grid_prompts": list[str] | None,
     "evaluation.guidance": float,
+    "evaluation.metrics": list[str],
+    "evaluation.reference": list[str],
 }
 LEAST: dict[str, int | float] = {
     **dict.fromkeys(
@@ -44,6 +47,7 @@ LEAST: dict[str, int | float] = {
             "global_batch",
             "accumulate",
             "log_every",
+            "overfit",
             "checkpoint.every",
             "checkpoint.keep",
             "checkpoint.keep_every",
@@ -111,19 +115,19 @@ def entries(stage: str) -> dict[str, Entry]:
             entry.defaults.append(value)
             entry.files.append(str(path.relative_to(CONF)))
             entry.comment = entry.comment or comments(path).get(key.removeprefix(f"{package}."), "")
-    for key in ("defaults", "hydra", "experiment"):
+    for key in ("defaults", "hydra", "experiment", "debug"):
         found.pop(key, None)
     return found
 
 
 def groups(stage: str) -> list[str]:
-    """The groups that a training of this stage composes, `stage` and `experiment` left out."""
+    """The groups that a training of this stage composes, without those of differences only."""
     names = []
     for path in (CONF / "train.yaml", CONF / "stage" / f"{stage}.yaml"):
         for item in _tree(path, keep_defaults=True).get("defaults", []):
             if isinstance(item, Mapping):
                 names += [str(name).removeprefix("optional ").strip("/") for name in item]
-    return [name for name in dict.fromkeys(names) if name not in ("stage", "experiment")]
+    return [name for name in dict.fromkeys(names) if name not in ("stage", "experiment", "debug")]
 
 
 def package_of(path: Path, group: str) -> str:

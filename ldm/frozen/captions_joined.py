@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 
@@ -53,6 +54,11 @@ class JoinedCaptions:
         """Move every encoder."""
         for encoder in self.encoders:
             encoder.to(device)
+
+    def fingerprint(self) -> str:
+        """Of all of them, in their order."""
+        parts = [encoder.fingerprint() for encoder in self.encoders]
+        return text_fingerprint((self.join, parts), {})
 
     def __call__(self, captions: list[str]) -> Condition:
         """Every encoder reads every caption."""
@@ -104,6 +110,10 @@ class ClassLabels:
     def to(self, device: torch.device) -> None:
         """Later conditions come from there."""
         self.device = device
+
+    def fingerprint(self) -> str:
+        """Of the names, in their order."""
+        return text_fingerprint(list(self.names), {})
 
     def __call__(self, captions: list[str]) -> Condition:
         """`pooled` is `[b classes+1]`. ValueError names a caption that is no class."""

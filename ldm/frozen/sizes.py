@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.captions_joined import leaves_of, read_apart
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.models import with_sizes
 from ldm.types import Condition
 
@@ -33,6 +34,10 @@ class SizedCaptions:
     def to(self, device: torch.device) -> None:
         """Move the encoder."""
         self.encoder.to(device)
+
+    def fingerprint(self) -> str:
+        """Of the encoder and of the size that it tells."""
+        return text_fingerprint((self.size, self.encoder.fingerprint()), {})
 
     def __call__(self, captions: list[str]) -> Condition:
         """The sizes of a picture as it should be drawn."""

@@ -70,11 +70,13 @@ def _with_idle_half(table: Table, channels: int) -> None:
     """Our last layer has the first `channels` of their 2 * channels, with the other sign."""
 
     def give(ours: Tensor) -> list[Tensor]:
-        cells = -ours.unflatten(0, (-1, channels))
+        cells = -ours.reshape(-1, channels, *ours.shape[1:])
         return [torch.cat([cells, torch.zeros_like(cells)], dim=1).flatten(0, 1)]
 
     def take(theirs: list[Tensor]) -> Tensor:
-        return -theirs[0].unflatten(0, (-1, 2 * channels))[:, :channels].flatten(0, 1)
+        return (
+            -theirs[0].reshape(-1, 2 * channels, *theirs[0].shape[1:])[:, :channels].flatten(0, 1)
+        )
 
     for leaf in ("weight", "bias"):
         names = (f"final_layer.linear.{leaf}",)

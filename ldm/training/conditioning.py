@@ -109,6 +109,16 @@ class Conditioning:
                 )
             network.patches(0, 0)
 
+    def refuse_stored(self) -> None:
+        """ValueError where text states that were stored for the whole caption cannot serve."""
+        if self.encoder_dropout:
+            raise ValueError(
+                "module.conditioning.encoder_dropout reads captions anew, and the latent shards "
+                "hold text states: encode them without --text, or set it to 0"
+            )
+        if self.spatial is not None:
+            _picture({}, "module.conditioning.spatial tells of pictures")
+
     def told(
         self,
         captions: CaptionEncoder,
@@ -124,7 +134,9 @@ class Conditioning:
         if isinstance(captions, SizedCaptions):
             picture = _picture(batch, "text.encoder tells of sizes")
             original, corner = batch["original"], batch["corner"]
-            condition = captions.told(condition, original, corner, picture.shape[2:])
+            condition = captions.told(
+                condition, original, corner, (picture.shape[2], picture.shape[3])
+            )
         if self.spatial is not None and draws is not None:
             picture = _picture(batch, "module.conditioning.spatial tells of pictures")
             condition = replace(condition, spatial=self.spatial(picture, codec, draws))

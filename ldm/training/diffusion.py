@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ldm.data import posterior_of
+from ldm.data import condition_of, posterior_of
 from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, Objective
 from ldm.frozen.captions import CaptionEncoder
@@ -80,8 +80,7 @@ class LatentDiffusionModule(OneOptimizer):
             latent = self.codec.latent_of(posterior_of(cast(LatentBatch, batch)), draws)
         else:
             latent = self.codec.encode(batch["image"], draws)
-        told = self.conditioning.told(self.captions, self.codec, batch, draws, dropping=True)
-        condition = self._with_dropout(told, batch, draws)
+        condition = self._with_dropout(batch, draws)
         condition = self.conditioning.masked(condition, self.network, latent, draws)
         with nullcontext() if self.alignment is None else self.alignment.watching(self.network):
             losses = self.objective(self.network, latent, condition, draws)
@@ -122,10 +121,19 @@ class LatentDiffusionModule(OneOptimizer):
         self.log("train/alignment", losses.mean())
         return losses
 
-    def _with_dropout(self, condition: Condition, batch: dict[str, Any], draws: Draws) -> Condition:
-        """Without their captions some rows keep their sizes and what stands beside the latent."""
+    def _with_dropout(self, batch: dict[str, Any], draws: Draws) -> Condition:
+        """What the batch's pictures are told of; in the rows that are dropped of the empty caption.
+        Those keep their sizes and what stands beside the latent."""
         keep = draws.uniform((), "condition dropout") >= self.condition_dropout
-        silent = {**batch, "caption": [""] * len(condition)}
-        return condition.where(
-            keep, self.conditioning.told(self.captions, self.codec, silent, None)
-        )
+        stored = condition_of(cast(LatentBatch, batch))
+        if stored is not None:
+            self.conditioning.refuse_stored()
+            return stored.where(keep, _repeated(batch["null_text"], len(keep)))
+        told = self.conditioning.told(self.captions, self.codec, batch, draws, dropping=True)
+        silent = {**batch, "caption": [""] * len(told)}
+        return told.where(keep, self.conditioning.told(self.captions, self.codec, silent, None))
+
+
+def _repeated(one: Condition, rows: int) -> Condition:
+    pooled = None if one.pooled is None else one.pooled.expand(rows, -1)
+    return Condition(one.tokens.expand(rows, -1, -1), one.mask.expand(rows, -1), pooled)

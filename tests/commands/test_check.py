@@ -42,6 +42,8 @@ MISTAKES = [
     (DIFFUSION, "sampler=huen", "sampler", "'heun'"),
     (DIFFUSION, "data=emoij", "data", "'emoji'"),
     (DIFFUSION, "trainer=gpus", "trainer", "'gpu'"),
+    (DIFFUSION, "debug=fats", "debug", "'fast'"),
+    (AUTOENCODER, "logger=wandbb", "logger", "'wandb'"),
     # types
     (AUTOENCODER, "seed=abc", "seed", "whole number"),
     (AUTOENCODER, "global_batch=32.5", "global_batch", "whole number"),
@@ -68,6 +70,10 @@ MISTAKES = [
     (DIFFUSION, "evaluation.grid_prompts=apple", "evaluation.grid_prompts", "list"),
     (DIFFUSION, "+data.train.crop=middle", "data.train.crop", "'centre'"),
     (DIFFUSION, "sampler.grid=uniform", "sampler.grid", "Grid"),
+    (DIFFUSION, "evaluation.metrics=fd_clip", "evaluation.metrics", "list"),
+    (DIFFUSION, "evaluation.metrics=[fd_clipp]", "evaluation.metrics", "'fd_clip'"),
+    (DIFFUSION, "evaluation.metrics=[psnr]", "evaluation.metrics", "leave it out"),
+    (DIFFUSION, "evaluation.reference=[nowhere]", "nowhere", "ldm stats make"),
     (DIFFUSION, "backbone.init=3", "backbone.init", "a text"),
     (DIFFUSION, "+backbone.inti=x", "backbone.inti", "take it out"),
     (DIFFUSION, "+module.conditioning.dropout=1", "module.conditioning.dropout", "take it out"),
@@ -82,6 +88,8 @@ MISTAKES = [
     # ranges
     (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
     (AUTOENCODER, "workers=-1", "workers", "at least 0"),
+    (AUTOENCODER, "overfit=0", "overfit", "at least 1"),
+    (AUTOENCODER, "overfit=few", "overfit", "whole number"),
     (AUTOENCODER, "log_every=0", "log_every", "at least 1"),
     (AUTOENCODER, "trainer.max_steps=0", "trainer.max_steps", "at least 1"),
     (AUTOENCODER, "module.ema_decay=1.5", "module.ema_decay", "less than 1"),
@@ -156,11 +164,7 @@ def test_sixty_at_least():
 @pytest.mark.parametrize("experiment", choices("experiment"))
 def test_every_shipped_experiment_passes(experiment):
     override = f"experiment={experiment}"
-    if experiment.startswith("debug/"):  # stands behind another
-        override = f"experiment=[{AUTOENCODER},{experiment}]"
-    own = experiment.startswith(
-        ("folder/", "imagenet/", "laion/")
-    )  # the user's own pictures and weights
+    own = experiment.startswith(("folder/", "imagenet/", "laion/"))  # the user's own
     folder = ["data.folder=nowhere"] if own else []
     if "vavae" in experiment:
         folder.append("module.alignment.features.folder=nowhere")
@@ -179,12 +183,28 @@ def test_every_shipped_experiment_passes(experiment):
             (group, DIFFUSION)
             for group in ("backbone", "diffusion", "sampler", "text", "trainer", "lora")
         ],
+        *[(group, DIFFUSION) for group in ("debug", "logger")],
         *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
     ],
 )
-def test_every_choice_passes(group, stage):
+def test_every_choice_passes(group, stage, monkeypatch):
+    monkeypatch.setattr("ldm.commands.check.find_spec", lambda name: name)
     for choice in choices(group):
         checked(composed([f"experiment={stage}", f"{group}={choice}", "global_batch=64"]))
+
+
+@pytest.mark.parametrize("stage", [AUTOENCODER, DIFFUSION, CLIP])
+@pytest.mark.parametrize("debug", choices("debug"))
+def test_every_debug_choice_goes_with_every_stage(debug, stage):
+    config = composed([f"experiment={stage}", f"debug={debug}"])
+    checked(config)
+    dict(plan(config))
+
+
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_logger_whose_package_is_missing_is_refused(logger, monkeypatch):
+    monkeypatch.setattr("ldm.commands.check.find_spec", lambda name: None)
+    assert f"pip install {logger}" in verdict(AUTOENCODER, f"logger={logger}")
 
 
 def test_a_key_in_an_experiment_file_that_nobody_reads_is_refused(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 Everything stays on the device until a step that is logged: in between, the host waits for nothing.
 """
 
+import resource
+import sys
 import time
 from typing import Any
 
@@ -60,7 +62,7 @@ class StepRecord(L.Callback):
         self.spikes.see(trainer.global_step, float(mean), module.nonfinite)
         values: dict[str, Any] = {"train/loss_mean": mean, "train/loss_max": largest}
         for name, norm in module.gradient_norms.items():
-            values[f"gradient/{name}"] = norm
+            values[f"grad/{name}"] = norm
         values["train/lr"] = self._rate
         seconds = sorted(self._seconds)
         for percent in (50, 95):
@@ -68,11 +70,18 @@ class StepRecord(L.Callback):
         alive = time.monotonic() - self._began + self._lost
         values["time/goodput"] = self._useful / alive
         values["time/restarts"] = float(self._restarts)
+        values["memory/process_gib"] = resident_gib()
         device = trainer.strategy.root_device
         if device.type == "cuda":
             values["memory/peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             values["memory/reserved_gib"] = torch.cuda.memory_reserved(device) / 2**30
         return values
+
+
+def resident_gib() -> float:
+    """The most memory that this process has held at once."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def over_ranks(losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -123,7 +123,8 @@ def test_a_first_stage_of_another_tool_is_used_where_it_lies(tmp_path: Path, for
 
 def tower(width: int = 64):
     vision = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16}
-    text = {"context_length": 8, "vocab_size": 49408, "width": width, "heads": 1, "layers": 3}
+    text = {"context_length": 8, "vocab_size": 49408, "width": width, "layers": 3}
+    text["heads"] = width // 64
     torch.manual_seed(0)
     made = new_clip(12, vision, text)
     return made._replace(model=made.model.eval())

@@ -15,12 +15,15 @@ from typing import NamedTuple
 from unittest import mock
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).parents[1]
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220)}
 TINY = "global_batch=8 log_every=1 checkpoint.every=2 trainer=cpu precision=32-true"
+SECOND = "experiment=emoji/diffusion backbone=unet_tiny image_size=32 first_stage=runs/first "
+SECOND += "data=shards data.folder=shards evaluation.prompts=4 sampler.steps=2 "
 SHORT = "trainer.max_steps=4 evaluation.every=2 module.lr_schedule.warmup=1"
 
 
@@ -101,12 +104,7 @@ def place(tmp_path_factory):
             "data=shards data.folder=shards " + SHORT,
             place,
         ),
-        train(
-            "experiment=emoji/diffusion name=second backbone=unet_tiny image_size=32 "
-            "first_stage=runs/first data=shards data.folder=shards "
-            "evaluation.prompts=4 sampler.steps=2 " + SHORT,
-            place,
-        ),
+        train(SECOND + "name=second " + SHORT, place),
     ]
     for done in steps:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -129,7 +127,7 @@ def test_the_first_stage_leaves_a_latent_contract_and_its_pictures(place):
     assert len(record["fingerprint"]) == 64
     events = tags(run)
     scalars = set(events.Tags()["scalars"])
-    wanted = {"train/loss", "val/psnr", "val/ssim", "reconstruction/frechet_distance"}
+    wanted = {"train/loss", "val/psnr", "val/ssim", "reconstruction/fd_clip"}
     assert wanted <= scalars
     assert "reconstructions" in events.Tags()["images"]
     assert [event.step for event in events.Images("reconstructions")] == [2, 4]
@@ -138,7 +136,7 @@ def test_the_first_stage_leaves_a_latent_contract_and_its_pictures(place):
 def test_the_second_stage_leaves_samples_prompts_and_scores(place):
     run = place / "runs" / "second"
     events = tags(run)
-    wanted = {"train/loss", "val/loss", "sample/frechet_distance", "sample/clip_score"}
+    wanted = {"train/loss", "val/loss", "sample/fd_clip", "sample/clip_score"}
     assert wanted <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Images("samples")] == [2, 4]
     text = events.Tensors("samples/prompts/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -146,6 +144,129 @@ def test_the_second_stage_leaves_samples_prompts_and_scores(place):
     assert (run / "samples" / "samples-00000004.png").is_file()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {line["step"] for line in lines} >= {2, 4}
+
+
+def test_a_sweep_is_measured_drawn_once_and_plotted(place):
+    asked = ["evaluate", "runs/second", "--samples", "3", "--per-prompt", "2", "--metrics"]
+    asked += ["fd_clip,clip_score,diversity,memorisation", "--sweep", "sampler=ddim,heun"]
+    done = ldm(*asked, "steps=1,2", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    out = place / "runs" / "second" / "evaluation"
+    rows = json.loads((out / "results.json").read_text())
+    assert [(row["sampler"], row["steps"]) for row in rows] == [
+        ("ddim", 1), ("heun", 1), ("ddim", 2), ("heun", 2),
+    ]  # fmt: skip
+    for row in rows:
+        assert all(isinstance(value, float) for value in row["values"].values())
+        assert row["pictures"] == 6
+        assert "against train: 16 pictures" in row["names"]["memorisation"]
+    assert (out / "pareto.png").is_file()
+    assert (out / "quality.png").is_file()
+    drawn = {path: path.stat().st_mtime_ns for path in out.rglob("0*.png")}
+    assert len(drawn) == 24
+    again = ldm(*asked, "steps=1,2", cwd=place)
+    assert again.stdout == done.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("0*.png")} == drawn
+
+
+@pytest.mark.slow
+def test_two_ranks_draw_and_measure_what_one_does(place):
+    """Started by torchrun, as people do; an uneven number of pictures."""
+    asked = ["evaluate", "runs/second", "--samples", "5", "--metrics", "fd_clip,clip_score,prdc"]
+    asked += [
+        "--batch-size",
+        "1",
+    ]  # batches of other sizes may round a picture's last bit otherwise
+    alone = ldm(*asked, "--out", "alone", cwd=place)
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, "-m", "ldm.commands", *asked, "--out", "both"],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (json.loads((place / o / "results.json").read_text())[0] for o in ("alone", "both"))
+    assert one["values"] == two["values"]
+    assert one["pictures"] == two["pictures"] == 5
+
+
+def test_reconstructions_are_measured_as_in_the_run(place):
+    done = ldm("evaluate", "runs/first", "--metrics", "psnr,ssim,fd_clip", cwd=place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = json.loads((place / "runs/first/evaluation/results.json").read_text())[0]
+    assert row["pictures"] == 8
+    lines = (place / "runs/first/metrics.jsonl").read_text().splitlines()
+    logged: dict[str, float] = {}
+    for line in map(json.loads, lines):
+        logged |= line
+    assert row["values"]["psnr"] == pytest.approx(logged["val/psnr"], rel=1e-4)
+    assert row["values"]["fd_clip"] == pytest.approx(logged["reconstruction/fd_clip"], rel=1e-4)
+    missing = ldm("evaluate", "runs/first", "--metrics", "lpips", cwd=place)
+    refused(missing, "--metrics lpips", "vgg16-397923af.pth")
+
+
+def test_what_compares_with_training_pictures_decodes_latents(place):
+    """As a codec that encodes and decodes them shows them, but for half precision."""
+    from ldm.commands.metric_choices import References
+    from ldm.commands.parts import load_codec
+    from ldm.data import LatentData, ShardData, all_pictures
+    from ldm.frozen.features import open_clip_features
+    from ldm.metrics import reference_statistics
+
+    encoded = ldm("encode", "runs/first", "latents", "--shards", "shards/train-*.tar", cwd=place)
+    assert encoded.returncode == 0, encoded.stderr
+    codec, clip = load_codec(str(place / "runs/first")), open_clip_features("asset:emoji_clip")
+    data = LatentData(f"{place}/latents/train-*.tar")
+    references = References({"train": lambda: data}, {}, torch.device("cpu"), lambda: codec)
+    pictures = all_pictures(ShardData(f"{place}/shards/train-*.tar", 32))
+    wanted = reference_statistics(
+        clip, (codec.decode(codec.encode(batch["image"])) for batch in pictures)
+    )
+    made = references.of(clip, "train")
+    assert made.count == wanted.count == 16
+    torch.testing.assert_close(made.mean, wanted.mean, atol=1e-2, rtol=0)
+    assert "train, decoded latents: 16 pictures" in references.told(clip, "train")
+    with pytest.raises(ValueError, match="no val data to compare with"):
+        references.of(clip, "val")
+
+
+@pytest.mark.parametrize("way", ["unwatched", "failing", "undrawn"])
+def test_evaluation_leaves_no_trace_in_the_weights(place, monkeypatch, way):
+    """A training without one, and one whose metrics or pictures raise, end in the same bits."""
+    from ldm.commands.parts import DiffusionStage
+    from ldm.generate import TextToImage
+    from ldm.metrics import FrechetDistance
+
+    def raises(*_):
+        raise RuntimeError("not today")
+
+    if way == "unwatched":
+        monkeypatch.setattr(DiffusionStage, "callbacks", lambda *_: [])
+    else:
+        broken, method = {
+            "failing": (FrechetDistance, "add"),
+            "undrawn": (TextToImage, "__call__"),
+        }[way]
+        monkeypatch.setattr(broken, method, raises)
+    done = train(f"{SECOND}name={way} {SHORT}", place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    watched, other = (newest_state(place / "runs" / name) for name in ("second", way))
+    assert watched.keys() == other.keys()
+    for name, tensor in watched.items():
+        assert torch.equal(tensor, other[name]), name
+    lines = (place / "runs" / way / "metrics.jsonl").read_text()
+    assert "sample/fd_clip" not in lines
+    assert ("sample/clip_score" in lines) == (way == "failing")
+
+
+def newest_state(run):
+    from ldm.runs.checkpoints import checkpoints
+
+    return checkpoints(run / "checkpoints")[-1].load()["state_dict"]
 
 
 def test_a_run_says_where_it_comes_from(place):

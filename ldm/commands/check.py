@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -154,6 +154,7 @@ def _check_together(config: Mapping[str, Any]) -> None:
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")
+    _check_metrics(evaluation.get("metrics") or [])
     keep = config["checkpoint"]["keep_every"]
     if keep is not None and keep % config["checkpoint"]["every"]:
         raise ValueError(
@@ -166,6 +167,18 @@ def _check_together(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"data.{split}.size={size}, but image_size={config['image_size']}; "
                 f"set image_size={size} and leave data.{split}.size to follow it"
+            )
+
+
+def _check_metrics(names: Sequence[str]) -> None:
+    from ldm.commands.errors import CONF, nearest
+
+    there = sorted(path.stem for path in (CONF / "metrics").glob("*.yaml"))
+    for name in names:
+        if name not in there:
+            raise ValueError(
+                f"evaluation.metrics={name}: no such metric{nearest(name, there)} "
+                f"(there are: {', '.join(there)})"
             )
 
 

@@ -1,11 +1,15 @@
 """`ldm evaluate`: numbers for a run, a checkpoint or a folder of pictures, and sweeps of them."""
 
 import argparse
+import hashlib
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from ldm.commands.errors import FAILED
 
 DEFAULT = "fd_clip,kid,clip_score,prdc"
 SWEPT = {"guidance": float, "steps": int, "sampler": str}
@@ -14,7 +18,7 @@ SWEPT = {"guidance": float, "steps": int, "sampler": str}
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
     parser = subparsers.add_parser("evaluate", help="metrics of a run or of a folder of pictures")
-    parser.add_argument("target", help="a diffusion run, one of its checkpoints, or a folder")
+    parser.add_argument("target", help="a run, one of its checkpoints, or a folder of pictures")
     parser.add_argument("--metrics", default=DEFAULT, help=f"of conf/metrics (default: {DEFAULT})")
     parser.add_argument("--prompts", metavar="FILE", help="one a line (default: val captions)")
     parser.add_argument("--samples", type=int, default=256, help="val captions that are drawn")
@@ -25,7 +29,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--sweep", nargs="+", default=[], metavar="KEY=A,B", help=f"of {', '.join(SWEPT)}"
     )
-    parser.add_argument("--reference", help="`ldm stats make`'s name or file (default: val data)")
+    parser.add_argument(
+        "--reference", nargs="+", default=[], metavar="[SPLIT=]NAME",
+        help="`ldm stats make`'s name or file for what compares with val (or: train=NAME)",
+    )  # fmt: skip
     parser.add_argument("--clip", metavar="FOLDER", help="the CLIP that judges")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; then +1 each")
     parser.add_argument("--out", metavar="DIR", help="default: the run's evaluation/")
@@ -52,23 +59,49 @@ def run(arguments: argparse.Namespace) -> int:
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
+    if target.name == "last":
+        target = target.resolve()
+    is_run = (target / "config.yaml").is_file() or target.name.startswith("step-")
     run_folder = target.parent.parent if target.name.startswith("step-") else target
     out = Path(arguments.out) if arguments.out else run_folder / "evaluation"
-    if _is_run(target):
+    drawn = is_run and stage_of(run_folder) == "diffusion"
+    if arguments.sweep and not drawn:
+        raise ValueError("--sweep draws pictures from prompts: name a run of stage diffusion")
+    if drawn:
+        arguments.target = str(target)
         rows = _run_rows(arguments, cells, out, device, ranks)
+    elif is_run:
+        from ldm.commands.evaluate_reconstructions import reconstruction_row
+
+        rows = [reconstruction_row(arguments, target, device, ranks)]
     else:
-        if arguments.sweep:
-            raise ValueError("--sweep draws pictures, and a folder of them is drawn: name a run")
         rows = [_folder_row(arguments, target, device, ranks)]
     if ranks.rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-        print(table(rows))
-        if len(rows) > 1 and pareto(rows, out / "pareto.png"):
-            print(f"{out / 'pareto.png'}: Fréchet distance against CLIP score")
-        print(f"{out / 'results.json'}")
+        _leave(rows, out)
     ranks.wait()
-    return 0
+    measured = [value for row in rows for value in row["values"].values()]
+    return 0 if any(isinstance(value, float) for value in measured) else FAILED
+
+
+def _leave(rows: list[dict[str, Any]], out: Path) -> None:
+    """The table on the terminal, JSON and plots in the folder."""
+    from ldm.commands.evaluate_plots import pareto, quality
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+    if len(rows) > 1 and pareto(rows, out / "pareto.png"):
+        print(f"{out / 'pareto.png'}: Fréchet distance against CLIP score")
+    if len({row.get("steps") for row in rows}) > 1 and quality(rows, out / "quality.png"):
+        print(f"{out / 'quality.png'}: against steps and seconds")
+    print(f"{out / 'results.json'}")
+
+
+def stage_of(run_folder: Path) -> str:
+    """What was trained in a run's folder."""
+    from ldm.runs.folder import RunFolder
+
+    return str(RunFolder(run_folder).config().get("stage_name"))
 
 
 def settings_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -88,78 +121,90 @@ def settings_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _is_run(target: Path) -> bool:
-    return (target / "config.yaml").is_file() or target.name.startswith("step-")
-
-
 def _run_rows(
     arguments: argparse.Namespace, cells: list[dict[str, Any]], out: Path, device: Any, ranks: Any
 ) -> list[dict[str, Any]]:
-    from ldm.commands.building import build
-    from ldm.commands.judging import (
+    from ldm.commands.judging import ready
+    from ldm.commands.metric_choices import (
+        MetricChoices,
         References,
-        draw_missing,
-        judge,
-        metrics_named,
-        open_folder,
-        seconds_a_picture,
+        data_of,
+        named_references,
     )
-    from ldm.commands.sample import text_to_image
+    from ldm.metrics import MetricGroup
 
     trained = load(arguments.target, arguments.first_stage)
-    data = {split: build(trained.config.data[split], f"data.{split}") for split in ("train", "val")}
-    prompts = prompts_of(arguments, list(data["val"].captions()))
-    references = References(data, arguments.reference, device)
-    metrics = metrics_named(arguments.metrics.split(","), references, arguments.clip)
-    rows = []
-    for cell in cells:
-        asked = argparse.Namespace(**{**vars(arguments), **cell, "device": str(device)})
-        generate, settings = text_to_image(trained, asked)
-        settings.pop("config")
-        steps, sampler = settings["sampler"]["steps"], settings["sampler"]["_target_"]
-        shown = {
-            "sampler": sampler.rpartition(".")[2],
-            "steps": steps,
-            "guidance": settings["guidance"],
-        }
-        step = settings["checkpoint"].rpartition("/")[2]
-        folder = out / step / "-".join(f"{key}={value}" for key, value in shown.items())
-        draw_missing(
-            generate,
-            prompts,
-            folder,
-            settings,
-            seed=arguments.seed,
-            batch_size=arguments.batch_size,
-            ranks=ranks,
-        )
-        pictures = open_folder(folder)
-        values = judge(
-            pictures, metrics, batch_size=arguments.batch_size, device=device, ranks=ranks
-        )
-        row = {**shown, "pictures": len(pictures.files), "seconds": seconds_a_picture(folder)}
-        row |= {"checkpoint": settings["checkpoint"], "seed": arguments.seed}
-        rows.append({**row, "values": values, "names": {k: m.name for k, m in metrics.items()}})
-    return rows
+    data = data_of(trained.config)
+    prompts = prompts_of(arguments, data["val"])
+    named = named_references(arguments.reference)
+    references = References(data, named, device, lambda: trained.codec)
+    clip = arguments.clip or trained.config.evaluation.clip
+    choices = MetricChoices(arguments.metrics.split(","), references, clip=clip)
+    metrics = ready(MetricGroup(choices.makers()), device)
+    common = {"seed": arguments.seed, "names": choices.names(metrics.metrics)}
+    return [
+        {**_cell_row(arguments, cell, trained, prompts, metrics, out, device, ranks), **common}
+        for cell in cells
+    ]
+
+
+def _cell_row(
+    arguments: argparse.Namespace,
+    cell: dict[str, Any],
+    trained: Any,
+    prompts: list[str],
+    metrics: Any,
+    out: Path,
+    device: Any,
+    ranks: Any,
+) -> dict[str, Any]:
+    """One cell of the sweep: draw what is missing, and judge all of it."""
+    from ldm.commands.judging import draw_missing, judge, open_folder, seconds_a_picture
+    from ldm.commands.sample import text_to_image
+
+    asked = argparse.Namespace(**{**vars(arguments), **cell, "device": str(device)})
+    generate, settings = text_to_image(trained, asked)
+    settings.pop("config")
+    shown = {
+        "sampler": asked.sampler or settings["sampler"]["_target_"].rpartition(".")[2],
+        "steps": settings["sampler"]["steps"],
+        "guidance": settings["guidance"],
+    }
+    # Other settings, other prompts and other seeds have folders of their own.
+    every = json.dumps([settings, prompts, arguments.seed], sort_keys=True)
+    digest = hashlib.sha256(every.encode()).hexdigest()[:8]
+    step = settings["checkpoint"].rpartition("/")[2]
+    folder = out / step / "-".join([*(f"{k}={v}" for k, v in shown.items()), digest])
+    draw_missing(
+        generate, prompts, folder, settings,
+        seed=arguments.seed, batch_size=arguments.batch_size, ranks=ranks,
+    )  # fmt: skip
+    pictures = open_folder(folder)
+    values = judge(pictures, metrics, batch_size=arguments.batch_size, device=device, ranks=ranks)
+    row = {**shown, "pictures": len(pictures.files), "seconds": seconds_a_picture(folder)}
+    return {**row, "checkpoint": settings["checkpoint"], "values": values}
 
 
 def _folder_row(
     arguments: argparse.Namespace, target: Path, device: Any, ranks: Any
 ) -> dict[str, Any]:
-    from ldm.commands.judging import References, judge, metrics_named, open_folder
+    from ldm.commands.judging import judge, open_folder, ready
+    from ldm.commands.metric_choices import MetricChoices, References, named_references
+    from ldm.metrics import MetricGroup
 
     pictures = open_folder(target)
-    metrics = metrics_named(
-        arguments.metrics.split(","), References({}, arguments.reference, device), arguments.clip
-    )
-    worded = [name for name in ("clip_score", "recall@1", "recall@5") if name in metrics]
+    pictures.refuse_mixed_sizes()
+    references = References({}, named_references(arguments.reference), device)
+    choices = MetricChoices(arguments.metrics.split(","), references, clip=arguments.clip)
+    worded = [name for name in ("clip_score", "recall@1", "recall@5") if name in choices.parts]
     if worded and not any(pictures.captions):
         raise ValueError(
             f"{target} holds no captions, and {worded[0]} compares with them: add metadata.jsonl "
             "(file_name, text), a .txt beside each picture, or leave the metric out"
         )
+    metrics = ready(MetricGroup(choices.makers()), device)
     values = judge(pictures, metrics, batch_size=arguments.batch_size, device=device, ranks=ranks)
-    names = {key: metric.name for key, metric in metrics.items()}
+    names = choices.names(metrics.metrics)
     return {"pictures": len(pictures.files), "values": values, "names": names}
 
 
@@ -184,9 +229,9 @@ def load(target: str, first_stage: str | None) -> Any:
     return replace(trained, checkpoint=checkpoint)
 
 
-def prompts_of(arguments: argparse.Namespace, captions: list[str]) -> list[str]:
-    """The file's lines, or captions evenly spaced over the validation set; each as often as
-    --per-prompt says."""
+def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[str]:
+    """The file's lines, or captions evenly spaced over the data; each as often as --per-prompt
+    says."""
     from ldm.commands.parts import spread
 
     if arguments.prompts is not None:
@@ -195,7 +240,7 @@ def prompts_of(arguments: argparse.Namespace, captions: list[str]) -> list[str]:
         if not captions:
             raise ValueError(f"--prompts {arguments.prompts}: no prompt in it; one a line")
     else:
-        captions = spread(captions, arguments.samples)
+        captions = spread(list(data().captions()), arguments.samples)
     return [caption for caption in captions for _ in range(arguments.per_prompt)]
 
 
@@ -221,37 +266,3 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def pareto(rows: list[dict[str, Any]], path: Path) -> bool:
-    """Draws Fréchet distance against CLIP score, the best trade-offs joined; False where the rows
-    have no such two numbers."""
-    from matplotlib.figure import Figure
-
-    distance = next((k for k in rows[0]["values"] if k.startswith(("fd_", "fid"))), None)
-    points = [
-        (
-            row["values"]["clip_score"],
-            row["values"][distance],
-            f"{row['guidance']:g} / {row['steps']}",
-        )
-        for row in rows
-        if distance is not None
-        and isinstance(row["values"].get("clip_score"), float)
-        and isinstance(row["values"][distance], float)
-    ]
-    if not points:
-        return False
-    best = [p for p in points if not any(q[0] >= p[0] and q[1] <= p[1] and q != p for q in points)]
-    best.sort()
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([p[0] for p in best], [p[1] for p in best], color="0.7", zorder=1)
-    axes.scatter([p[0] for p in points], [p[1] for p in points], zorder=2)
-    for x, y, label in points:
-        axes.annotate(label, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(f"CLIP score, more is better ({rows[0]['names']['clip_score']})", fontsize=8)
-    axes.set_ylabel(f"Fréchet distance, less is better ({rows[0]['names'][distance]})", fontsize=8)
-    axes.set_title("guidance / steps; the line joins the best trade-offs", fontsize=10)
-    figure.savefig(path, dpi=150)
-    return True

@@ -1,9 +1,7 @@
 """`ldm evidence`: the five claims of latent diffusion, measured on the user's own run."""
 
 import argparse
-import html
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,12 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("evidence", help="five claims, measured on your run: a page")
     parser.add_argument("target", metavar="RUN", help="a diffusion run, or one of its checkpoints")
     parser.add_argument("--out", metavar="DIR", help="default: RUN/evidence")
+    parser.add_argument("--markdown", metavar="FILE", help="the page as Markdown too")
     parser.add_argument("--samples", type=int, default=64, help="pictures a measurement")
     parser.add_argument("--steps", default="1,2,4,8,16,32", help="compared with each other")
     parser.add_argument("--guidance", type=float, help="1 is none (default: the run's)")
     parser.add_argument("--sampler", help="ddim, euler, heun, … (default: the run's)")
-    parser.add_argument("--prompt", help="whose words are looked at (default: a val caption)")
+    parser.add_argument("--prompt", help="whose words are looked at (default: val captions)")
     parser.add_argument("--clip", metavar="FOLDER", help="the CLIP that judges")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
@@ -25,19 +24,8 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(func=run, negative="", seed=0)
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One section of the page: what is claimed, what was found, and its figures' files."""
-
-    title: str
-    lesson: str
-    finding: str
-    figures: tuple[str, ...]
-    numbers: dict[str, Any]
-
-
 def run(arguments: argparse.Namespace) -> int:
-    """Write evidence.html, its PNGs and evidence.json."""
+    """Write evidence.html, its five PNGs and evidence.json, and Markdown where it is asked for."""
     try:
         steps = [int(step) for step in arguments.steps.split(",")]
     except ValueError:
@@ -51,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ldm.commands.evaluate import load
     from ldm.commands.evidence_claims import claims
+    from ldm.commands.evidence_page import markdown, page
     from ldm.commands.evidence_subject import Subject
 
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -62,46 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
     subject = Subject.of(trained, arguments, out, device)
     found = []
     for number, claim in enumerate(claims(subject, steps), 1):
-        print(f"{number} {claim.title}: {claim.finding}")
+        print(f"{number} {claim.title}: {claim.finding}", flush=True)
         found.append(claim)
-    (out / "evidence.html").write_text(page(found, subject.about), encoding="utf-8")
+    (out / "evidence.html").write_text(page(found, subject.about, out), encoding="utf-8")
     numbers = {"about": subject.about, "claims": {c.title: c.numbers for c in found}}
     (out / "evidence.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    if arguments.markdown:
+        file = Path(arguments.markdown)
+        file.write_text(markdown(found, subject.about, out, file), encoding="utf-8")
+        print(file)
     print(out / "evidence.html")
     return 0
-
-
-_STYLE = """
-body { font: 17px/1.55 system-ui, sans-serif; max-width: 56rem; margin: 2rem auto;
-       padding: 0 1rem; color: #222; background: #fff }
-h1 { font-size: 1.7rem } h2 { font-size: 1.25rem; margin-top: 2.5rem }
-img { max-width: 100%; display: block; margin: 1rem 0 }
-.finding { border-left: 4px solid #4477aa; padding-left: .8rem; font-weight: 600 }
-.about { color: #666; font-size: .85rem; overflow-wrap: anywhere }
-"""
-
-
-def page(found: list[Claim], about: dict[str, Any]) -> str:
-    """The claims as one HTML page beside its PNGs."""
-    sections = []
-    for number, claim in enumerate(found, 1):
-        images = "\n".join(
-            f'<img src="{html.escape(name)}" alt="{html.escape(claim.title)}">'
-            for name in claim.figures
-        )
-        sections.append(
-            f"<h2>{number}. {html.escape(claim.title)}</h2>\n<p>{html.escape(claim.lesson)}</p>\n"
-            f'<p class="finding">{html.escape(claim.finding)}</p>\n{images}'
-        )
-    notes = " · ".join(f"{key}: {value}" for key, value in about.items())
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width">\n'
-        f"<title>Evidence: {html.escape(str(about['run']))}</title>\n<style>{_STYLE}</style>\n"
-        "</head>\n<body>\n<h1>Five claims about latent diffusion, measured on "
-        f"{html.escape(str(about['run']))}</h1>\n"
-        "<p>Every number and picture below was computed from this run, its data and this machine. "
-        "The same command on another run gives that run's page.</p>\n"
-        + "\n".join(sections)
-        + f'\n<p class="about">{html.escape(notes)}</p>\n</body>\n</html>\n'
-    )

@@ -11,10 +11,11 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import _devices
+from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
 from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.diffusion import Objective, Sampler
-from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.features import open_clip_features
+from ldm.frozen.features import clip_features
 from ldm.models import Autoencoder
 from ldm.runs.folder import RunFolder, run_folder
 from ldm.types import Condition, draws_for_seeds
@@ -40,11 +41,27 @@ def plan(config: DictConfig) -> Iterator[tuple[str, str]]:
         with torch.device("meta"):
             yield "clip", _size(build(config.clip, "clip").model)
     _try_optimizer(config)
-    judge = OmegaConf.select(config, "evaluation.clip")
-    width = None if judge is None else open_clip_features(judge).width
-    yield from _steps(config, todo, width)
+    yield from _steps(config, todo, _width(config))
     for line in todo:
         yield "first", line
+
+
+def _width(config: DictConfig) -> int | None:
+    """Of the features that samples are compared through; ValueError where `evaluation` names
+    weights or statistics that are not there."""
+    evaluation = config.evaluation
+    if OmegaConf.select(evaluation, "metrics") is None:
+        return None
+    splits = data_of(config)  # opened by nobody here
+    references = References(splits, named_references(evaluation.reference), torch.device("cpu"))
+    MetricChoices(
+        evaluation.metrics,
+        references,
+        clip=evaluation.clip,
+        pairs=config.stage_name == "autoencoder",
+        key="evaluation.metrics",
+    )
+    return clip_features(evaluation.clip).width
 
 
 def fit(config: DictConfig) -> None:
@@ -147,7 +164,8 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
     shape = _latent_shape(config, todo)
-    captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    refuse_unheard_sizes(config)
+    captions = text_encoder(config)
     with open_dict(config):
         if shape is not None:
             _agree("latent.channels", config.latent.channels, shape[0], "the first stage")

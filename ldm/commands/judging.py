@@ -1,69 +1,26 @@
-"""What evaluations share: metrics by name, folders of pictures, and pictures drawn into them."""
+"""What evaluations share: folders of pictures, pictures drawn into them, and ranks."""
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from omegaconf import OmegaConf
 from PIL import Image as Pictures
 from torch import Tensor, distributed
 
-from ldm.commands.building import build
-from ldm.commands.choices import choice
 from ldm.commands.reconstruct import read_picture
-from ldm.data import ShardData, normalise, validation_batches
+from ldm.data import normalise
 from ldm.generate import save_png, to_picture
-from ldm.metrics import Reference, SampleMetric, load_reference, reference_statistics
+from ldm.metrics import MetricGroup
 
+_T = TypeVar("_T")
+_PATIENCE = timedelta(days=7)  # ranks draw for as long as it takes
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-class References:
-    """The reference of each (features, split), computed from the run's data or read from a file,
-    and remembered."""
-
-    def __init__(self, data: Mapping[str, ShardData], name: str | None, device: torch.device):
-        self.data, self.name, self.device = data, name, device
-        self._made: dict[tuple[str, str], Reference] = {}
-
-    def of(self, features: Any, split: str) -> Reference:
-        """ValueError where there is nothing to compare with."""
-        if self.name is not None:
-            return load_reference(self.name)
-        if split not in self.data:
-            raise ValueError(
-                f"there is no {split} data to compare with: make statistics with `ldm stats make` "
-                "and name them with --reference, or leave out the metrics that compare"
-            )
-        key = (features.name, split)
-        if key not in self._made:
-            batches = validation_batches(self.data[split], batch=64, rank=0, world=1, workers=0)
-            images = (normalise(batch["image"].to(self.device)) for batch in batches)
-            self._made[key] = reference_statistics(features, images)
-        return self._made[key]
-
-
-def metrics_named(
-    names: Sequence[str], references: References, clip: str | None
-) -> dict[str, SampleMetric]:
-    """Fresh metrics of the group `metrics`; `clip` is the folder of another CLIP."""
-    found: dict[str, SampleMetric] = {}
-    for name in names:
-        node: Any = OmegaConf.to_container(choice("metrics", name), resolve=True)
-        if clip is not None and node["features"]["_target_"].endswith("open_clip_features"):
-            node["features"]["folder"] = clip
-        features = build(node["features"], f"metrics.{name}.features")
-        against = node["against"]
-        given = [features] if against is None else [features, references.of(features, against)]
-        for metric, call in node["metrics"].items():
-            make = build({**call, "_partial_": True}, f"metrics.{name}.{metric}")
-            found[metric] = make(*given)
-    return found
 
 
 @dataclass(frozen=True)
@@ -78,17 +35,22 @@ class PictureFolder:
     ) -> Iterator[tuple[Tensor, list[str]]]:
         """Pictures `[b 3 H W]` in [-1, 1] and captions of the files with these numbers; with
         `side` they are cropped and resized as training does it."""
-        numbers = [number for number in numbers[: len(self.files)] if number < len(self.files)]
         for start in range(0, len(numbers), batch_size):
             part = numbers[start : start + batch_size]
             images = [self._read(self.files[number], side) for number in part]
-            sizes = {tuple(image.shape[2:]) for image in images}
-            if len(sizes) > 1:
-                raise ValueError(
-                    f"{self.files[0].parent} holds pictures of {' and '.join(map(str, sizes))}: "
-                    "bring all pictures of a set to one size"
-                )
             yield torch.cat(images), [self.captions[number] for number in part]
+
+    def refuse_mixed_sizes(self) -> None:
+        """ValueError names two files of different sizes; only their heads are read."""
+        first: tuple[Path, tuple[int, int]] | None = None
+        for path in self.files:
+            size = _size(path)
+            first = first or (path, size)
+            if size != first[1]:
+                raise ValueError(
+                    f"{first[0]} has {first[1][0]}x{first[1][1]} pixels and {path.name} "
+                    f"{size[0]}x{size[1]}: bring all pictures of a set to one size"
+                )
 
     def _read(self, path: Path, side: int | None) -> Tensor:
         if side is not None:
@@ -104,11 +66,20 @@ class PictureFolder:
         return normalise(levels.permute(2, 0, 1)[None])
 
 
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Pictures.open(path) as picture:
+            return picture.size
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete or replace it") from None
+
+
 def open_folder(folder: Path) -> PictureFolder:
     """The pictures of a folder. A caption is the line of metadata.jsonl (file_name, text), a .txt
     of the same name, or the `prompt` that ldm writes into its PNGs; else it is empty."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    files = [path for path in files if path.stem != "grid"]
+    # A hidden one is the draft of a drawing that was killed.
+    files = [path for path in files if path.stem != "grid" and not path.name.startswith(".")]
     if not files:
         raise ValueError(f"{folder} holds no pictures ({', '.join(_SUFFIXES)}): name another")
     listed = {}
@@ -142,6 +113,13 @@ class Ranks:
         if self.world > 1:
             distributed.barrier()
 
+    def first(self, value: _T) -> _T:
+        """What rank 0 has."""
+        values = [value]
+        if self.world > 1:
+            distributed.broadcast_object_list(values)
+        return values[0]
+
 
 def join_ranks() -> Ranks:
     """Meets the other ranks where torchrun started several."""
@@ -149,7 +127,8 @@ def join_ranks() -> Ranks:
     if world > 1 and not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=_PATIENCE)
     return Ranks(int(os.environ.get("RANK", "0")) if world > 1 else 0, world)
 
 
@@ -178,7 +157,9 @@ def draw_missing(
     ranks.wait()
     if ranks.rank == 0:
         record.write_text(wanted)
-    missing = [n for n in range(len(prompts)) if not (folder / f"{n:06d}.png").is_file()]
+    missing = ranks.first(
+        [n for n in range(len(prompts)) if not (folder / f"{n:06d}.png").is_file()]
+    )
     mine = missing[ranks.rank :: ranks.world]
     began, drawn = time.perf_counter(), 0
     for start in range(0, len(mine), batch_size):
@@ -208,26 +189,25 @@ def seconds_a_picture(folder: Path) -> float | None:
     return sum(line["seconds"] for line in lines) / pictures if pictures else None
 
 
+def ready(metrics: MetricGroup, device: torch.device) -> MetricGroup:
+    """The same, its metrics made; ValueError where one cannot be."""
+    metrics.reset(device)
+    for name, told in metrics.failures.items():
+        raise ValueError(f"{name}: {told}")
+    return metrics
+
+
 def judge(
     pictures: PictureFolder,
-    metrics: Mapping[str, SampleMetric],
+    metrics: MetricGroup,
     *,
     batch_size: int,
     device: torch.device,
     ranks: Ranks,
 ) -> dict[str, float | str]:
     """Each metric's value over all ranks, or in words why it could not be measured."""
-    for metric in metrics.values():
-        metric.to(device).reset()
+    metrics.reset(device)
     mine = range(ranks.rank, len(pictures.files), ranks.world)
     for images, captions in pictures.batches(mine, batch_size):
-        on_device = images.to(device)
-        for metric in metrics.values():
-            metric.update(on_device, captions)
-    values: dict[str, float | str] = {}
-    for name, metric in metrics.items():
-        try:
-            values[name] = float(metric.compute())
-        except ValueError as error:
-            values[name] = str(error)
-    return values
+        metrics.update(images.to(device), captions)
+    return metrics.compute()

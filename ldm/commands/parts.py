@@ -10,21 +10,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
-from ldm.data import LatentData, ShardData, normalise, validation_batches
-from ldm.data.batches import Data
+from ldm.commands.metric_choices import MetricChoices, References, named_references
+from ldm.commands.stale import refuse_other_latents, refuse_other_text
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
+from ldm.data import LatentData, all_pictures
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics
-from ldm.frozen.features import open_clip_features
-from ldm.metrics import (
-    CLIPScore,
-    Features,
-    FrechetDistance,
-    Reference,
-    Retrieval,
-    reference_statistics,
-)
+from ldm.metrics import MetricGroup
 from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.folder import RunFolder
@@ -98,15 +92,15 @@ class AutoencoderStage:
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
         """Grids of pictures, reconstructions and differences, with their Fréchet distance."""
         evaluation = self.config.evaluation
-        features = open_clip_features(evaluation.clip)
-        reference = reference_of(features, data.val)
+        choices = in_run_metrics(self.config, data, pairs=True)
         return [
             Reconstructions(
                 every=evaluation.every,
                 folder=folder.samples,
-                pictures=lambda: _pictures(data.val),
+                pictures=lambda rank, world: all_pictures(data.val, rank=rank, world=world),
                 shown=evaluation.shown,
-                metrics={"frechet_distance": FrechetDistance(features, reference)},
+                metrics=MetricGroup(choices.makers()),
+                pairs=MetricGroup(choices.makers(of_pairs=True)),
             )
         ]
 
@@ -116,7 +110,8 @@ class AutoencoderStage:
         autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
         autoencoder.load_state_dict(_under(newest(folder).load()["state_dict"], "average."))
         average = autoencoder.to(module.device).eval()
-        statistics = latent_statistics(average, _pictures(data.train))
+        pictures = (batch["image"] for batch in all_pictures(data.train))
+        statistics = latent_statistics(average, pictures)
         statistics.save(folder.path / LATENTS)
         print(f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two")
 
@@ -130,10 +125,12 @@ class DiffusionStage:
     def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
-        captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
+        captions = text_encoder(self.config)
+        refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
         if isinstance(data.train, LatentData):
-            _refuse_other_latents(data.train, codec, self.config)
+            refuse_other_latents(data.train, data.val, codec, self.config)
+            refuse_other_text(data.train, captions, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
@@ -141,13 +138,14 @@ class DiffusionStage:
             objective=build(self.config.diffusion, "diffusion"),
             codec=codec,
             captions=captions,
+            tell_sizes=bool(self.config.text.get("sizes", False)),
         )
         return module
 
     def callbacks(self, folder: RunFolder, data: PictureDataModule) -> list[L.Callback]:
-        """Sample grids, Fréchet distance, CLIP score and retrieval of validation prompts."""
+        """Sample grids, and the metrics of what validation prompts give."""
         config, evaluation = self.config, self.config.evaluation
-        clip = open_clip_features(evaluation.clip)
+        choices = in_run_metrics(config, data)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
             SampleQuality(
@@ -155,11 +153,7 @@ class DiffusionStage:
                 folder=folder.samples,
                 grid_prompts=evaluation.grid_prompts or prompts[:16],
                 prompts=prompts,
-                metrics={
-                    "frechet_distance": FrechetDistance(clip, reference_of(clip, data.val)),
-                    "clip_score": CLIPScore(clip),
-                    "recall@5": Retrieval(clip, k=5),
-                },
+                metrics=MetricGroup(choices.makers()),
                 sampler=build(config.sampler, "sampler"),
                 guidance=evaluation.guidance,
                 image_size=config.image_size,
@@ -232,7 +226,7 @@ def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion
         checkpoint,
         objective.denoiser(network.eval().requires_grad_(False)),
         load_codec(first_stage or config.first_stage),
-        build(config.text.encoder, "text.encoder"),
+        text_encoder(config),
     )
 
 
@@ -247,9 +241,15 @@ def load_codec(run: str) -> LatentCodec:
             f"first_stage={run}: no {LATENTS}, so its training has not ended; start the same "
             "training again to finish it"
         )
-    autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
-    autoencoder.load_state_dict(_under(newest(folder).load()["state_dict"], "average."))
+    autoencoder = load_autoencoder(config, newest(folder))
     return LatentCodec(autoencoder, LatentStatistics.load(folder.path / LATENTS))
+
+
+def load_autoencoder(config: DictConfig, checkpoint: Checkpoint) -> Autoencoder:
+    """The averaged weights of a first stage's checkpoint."""
+    autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
+    autoencoder.load_state_dict(_under(checkpoint.load()["state_dict"], "average."))
+    return autoencoder
 
 
 def newest(folder: RunFolder) -> Checkpoint:
@@ -268,31 +268,20 @@ def spread(items: list[str], count: int) -> list[str]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConfig) -> None:
-    if data.made_by.get("first_stage") != codec.statistics.fingerprint:
-        raise ValueError(
-            f"data.train.shards={config.data.train.shards}: these latents were made by another "
-            f"first stage than first_stage={config.first_stage}; encode anew with `ldm encode "
-            f"{config.first_stage} DST`, or name the first stage that made them"
-        )
-    layout = data.layout
-    shape = codec.latent_shape(config.image_size)
-    if (layout.channels, layout.height, layout.width) != shape:
-        raise ValueError(
-            f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
-            f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
-        )
-
-
-def reference_of(features: Features, data: ShardData) -> Reference:
-    """Mean and covariance of all the data's pictures."""
-    return reference_statistics(features, _pictures(data), keep=0)
-
-
-def _pictures(data: Data) -> Any:
-    """All pictures once, normalised, in order."""
-    for batch in validation_batches(data, batch=64, rank=0, world=1, workers=0):
-        yield normalise(batch["image"])
+def in_run_metrics(
+    config: DictConfig, data: PictureDataModule, *, pairs: bool = False
+) -> MetricChoices:
+    """What `evaluation` asks for; ValueError where weights or statistics are missing. No picture is
+    looked at before the first evaluation."""
+    evaluation = config.evaluation
+    named = named_references(evaluation.reference or [])
+    splits = {"val": lambda: data.val, "train": lambda: data.train}
+    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")  # the rank's own, once training has begun
+    references = References(splits, named, device, lambda: load_codec(config.first_stage))
+    return MetricChoices(
+        evaluation.metrics, references, clip=evaluation.clip, pairs=pairs, key="evaluation.metrics"
+    )
 
 
 def _under(state: dict[str, Any], prefix: str) -> dict[str, Any]:

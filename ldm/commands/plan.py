@@ -148,9 +148,9 @@ def with_sizes(config: Any) -> Any:
     """The caption encoder, and its widths and the latents' in `config`."""
     from omegaconf import open_dict
 
-    from ldm.commands.building import build
+    from ldm.commands.text import text_encoder
 
-    captions = build(config.text.encoder, "text.encoder")
+    captions = text_encoder(config)
     with open_dict(config):
         config.latent = dict(zip(("channels", "size"), latent_shape(config), strict=True))
         config.text.width, config.text.pooled_width = captions.width, captions.pooled_width

@@ -35,6 +35,8 @@ TYPES: dict[str, Any] = {
     "text.pooled_width": int | None,
     "evaluation.grid_prompts": list[str] | None,
     "evaluation.guidance": float,
+    "evaluation.metrics": list[str],
+    "evaluation.reference": list[str],
 }
 LEAST: dict[str, int | float] = {
     **dict.fromkeys(

@@ -48,15 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _clip(folder: str) -> Any:
-    from ldm.frozen.features import open_clip_features
+    from ldm.frozen.features import clip_features
 
-    return open_clip_features(folder or "asset:emoji_clip")
-
-
-def _transformers_clip(folder: str) -> Any:
-    from ldm.frozen.features import TransformersClipFeatures
-
-    return TransformersClipFeatures(folder)
+    return clip_features(folder or "asset:emoji_clip")
 
 
 def _dinov2(folder: str) -> Any:
@@ -79,7 +73,6 @@ def _spatial(weights: str) -> Any:
 
 KINDS = {
     "clip:FOLDER": _clip,
-    "transformers_clip:FOLDER": _transformers_clip,
     "dinov2:FOLDER": _dinov2,
     "inception[:FILE]": _inception,
     "inception_spatial[:FILE]": _spatial,
@@ -99,18 +92,14 @@ def features_of(asked: str) -> Any:
 
 def _pictures(arguments: argparse.Namespace) -> Iterator[Any]:
     from ldm.commands.judging import open_folder
-    from ldm.data import ShardData, normalise, validation_batches
+    from ldm.data import ShardData, all_pictures
 
     if Path(arguments.data).is_dir():
-        yield from (
-            images
-            for images, _ in open_folder(Path(arguments.data)).batches(
-                range(10**9), arguments.batch_size, side=arguments.size
-            )
-        )
+        folder = open_folder(Path(arguments.data))
+        numbers = range(len(folder.files))
+        for images, _ in folder.batches(numbers, arguments.batch_size, side=arguments.size):
+            yield images
         return
     data = ShardData(arguments.data, arguments.size)
-    for batch in validation_batches(
-        data, batch=arguments.batch_size, rank=0, world=1, workers=arguments.workers
-    ):
-        yield normalise(batch["image"])
+    batches = all_pictures(data, batch=arguments.batch_size, workers=arguments.workers)
+    yield from (batch["image"] for batch in batches)

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -80,12 +81,15 @@ def train(config: DictConfig) -> int:
     with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
-            if recorded_data(folder.path) not in ({}, facts["data"]):
+            other_data = recorded_data(folder.path) not in ({}, facts["data"])
+            if other_data and not config.data.allow_change:
                 raise ValueError(
                     f"data.train or data.val: other pictures than {folder.path} was trained on; "
-                    "put them back, or set name=ANOTHER"
+                    "put them back, set data.allow_change=true to go on with these, or set "
+                    "name=ANOTHER"
                 )
             notices = open_run(folder, plain, sys.argv)
+            notices += ["data: other pictures, as data.allow_change says"] * other_data
             resumed = resume_point(folder, str(config.resume))
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
@@ -94,7 +98,7 @@ def train(config: DictConfig) -> int:
         callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
         trainer = _trainer(config, folder, callbacks, resumed)
         introduce(trainer, folder)
-        _announce(config, folder, trainer, module, resumed)
+        _announce(config, folder, trainer, module, data, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
             if code in (SAVED, RETRY):
@@ -270,6 +274,7 @@ def _announce(
     folder: RunFolder,
     trainer: L.Trainer,
     module: nn.Module,
+    data: PictureDataModule,
     resumed: Checkpoint | None,
 ) -> None:
     if not trainer.is_global_zero:
@@ -287,7 +292,8 @@ def _announce(
         "on": f"{world} x {device.type}, {config.precision}",
         "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
         "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",
-        "data": f"{config.data.train.shards}",
+        "data": f"{len(data.train)} to train, {len(data.val)} to validate: "
+        + ", ".join(_shards(config.data.train)),
         "stop": "SIGTERM, SIGINT, SIGUSR1, SIGUSR2: saved after the step, exit code 85" + _limit(),
         "watch": f"tensorboard --logdir {config.run_root}",
     }
@@ -303,6 +309,21 @@ def _limit() -> str:
     if end is None:
         return "; `scontrol` does not answer here: submit the job again after that"
     return f"; Slurm's limit is {end}"
+
+
+def _shards(node: Any) -> Iterator[str]:
+    """Every `shards` of a data set, or of the data sets that it is made of."""
+    if OmegaConf.is_list(node):
+        for part in node:
+            yield from _shards(part)
+    elif OmegaConf.is_dict(node):
+        for key, value in node.items():
+            if key != "shards":
+                yield from _shards(value)
+            elif OmegaConf.is_list(value):
+                yield from map(str, value)
+            else:
+                yield str(value)
 
 
 def _conclude(folder: RunFolder, trainer: L.Trainer, seconds: float) -> None:

@@ -1,10 +1,17 @@
 """Tar shards in, batches out: the order is a pure function of (seed, epoch, position)."""
 
-from ldm.data.batches import OrderedBatches, normalise, training_batches, validation_batches
+from ldm.data.batches import (
+    OrderedBatches,
+    all_pictures,
+    normalise,
+    training_batches,
+    validation_batches,
+)
 from ldm.data.buckets import BucketedData
 from ldm.data.errors import DataError
 from ldm.data.keep import Keep
-from ldm.data.latents import LatentData, condition_of, posterior_of
+from ldm.data.latent_data import LatentData
+from ldm.data.latents import condition_of, posterior_of
 from ldm.data.mixed import MixedData
 from ldm.data.reading import Reading
 from ldm.data.shards import ShardData
@@ -18,6 +25,7 @@ __all__ = [
     "OrderedBatches",
     "Reading",
     "ShardData",
+    "all_pictures",
     "condition_of",
     "normalise",
     "posterior_of",

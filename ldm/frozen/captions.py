@@ -2,13 +2,14 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ldm.frozen.clip import Clip
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 
@@ -32,6 +33,9 @@ class CaptionEncoder(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Move weights; later conditions come from there."""
+
+    def fingerprint(self) -> str:
+        """Another one says other things of some caption: weights and settings, hashed."""
 
 
 class Row(NamedTuple):
@@ -89,7 +93,59 @@ class RowMemory:
         self.size = 0
 
 
-class OpenClipCaptions:
+class RememberingCaptions:
+    """A frozen text encoder whose answers are remembered, up to `cache_bytes`. A subclass says in
+    `encode` what it asks; it is asked here for the first time, for the widths. A subclass also
+    tells its `fingerprint`, by which stored text states are known.
+
+    The first caption that does not fit gives a warning that counts its tokens; later ones none.
+    """
+
+    def __init__(self, model: Any, cache_bytes: int) -> None:
+        self.model: Any = model.eval().requires_grad_(False)
+        self.device = torch.device("cpu")
+        self.memory = RowMemory(cache_bytes)
+        self.cut_was_told = False
+        null = self._frozen([""])
+        self.width = null.tokens.shape[2]
+        self.pooled_width = 0 if null.pooled is None else null.pooled.shape[1]
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights; later conditions come from there."""
+        self.device = device
+        self.model.to(device)
+        self.memory.clear()
+
+    def __call__(self, captions: list[str]) -> Condition:
+        """`[b l d]` with l the model's context length, whatever the captions' own."""
+        return self.memory(captions, self._frozen)
+
+    def encode(self, captions: list[str]) -> Condition:
+        """What the model says, on its device."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _frozen(self, captions: list[str]) -> Condition:
+        # A batch in autocast would remember rounded rows that a later one in full precision sees.
+        with torch.autocast(self.device.type, enabled=False):
+            return self.encode(captions)
+
+    def warn_of_cuts(self, captions: list[str], counts: Iterable[int], room: int) -> None:
+        """Once, of the first caption with more tokens than there is room for."""
+        if self.cut_was_told:
+            return
+        for caption, count in zip(captions, counts, strict=True):
+            if count > room:
+                self.cut_was_told = True
+                warnings.warn(
+                    f"a caption of {count} tokens is cut to the text encoder's {room}, and so will "
+                    f"others be, without a further word: {caption[:60]!r}...",
+                    stacklevel=2,
+                )
+                return
+
+
+class OpenClipCaptions(RememberingCaptions):
     """Token states and the pooled embedding of an open_clip text tower.
 
     Tokens are the states of layer `layer` (-1 the last, -2 the one before) after the final layer
@@ -100,51 +156,28 @@ class OpenClipCaptions:
     """
 
     def __init__(self, clip: Clip, *, layer: int = -1, cache_bytes: int = 2**28) -> None:
-        self.model: Any = clip.model.eval().requires_grad_(False)
         self.tokenizer = clip.tokenizer
         self.layer = layer
-        self.device = torch.device("cpu")
-        self.memory = RowMemory(cache_bytes)
-        self.cut_was_told = False
-        null = self._encode([""])
-        assert null.pooled is not None
-        self.width = null.tokens.shape[2]
-        self.pooled_width = null.pooled.shape[1]
+        super().__init__(clip.model, cache_bytes)
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights; later conditions come from there."""
-        self.device = device
-        self.model.to(device)
-        self.memory.clear()
+    def fingerprint(self) -> str:
+        """Of the text tower alone."""
+        weights = {
+            name: value
+            for name, value in self.model.state_dict().items()
+            if not name.startswith(("visual.", "logit_"))
+        }
+        return text_fingerprint((self.layer, self.tokenizer.context_length), weights)
 
-    def __call__(self, captions: list[str]) -> Condition:
-        """`[b l d]` with l the model's context length, whatever the captions' own."""
-        return self.memory(captions, self._encode)
-
-    @torch.no_grad()
-    def _encode(self, captions: list[str]) -> Condition:
-        self._warn_of_cuts(captions)
+    def encode(self, captions: list[str]) -> Condition:
+        """Token states and pooled embedding."""
+        room = self.tokenizer.context_length
+        counts = (len(self.tokenizer.encode(caption)) + 2 for caption in captions)
+        self.warn_of_cuts(captions, counts, room)
         ids = self.tokenizer(captions).to(self.device)
-        # A batch in autocast would remember rounded rows that a later one in full precision sees.
-        with torch.autocast(self.device.type, enabled=False):
-            states = self.model.forward_intermediates(
-                text=ids, normalize=False, normalize_intermediates=True
-            )
+        states = self.model.forward_intermediates(
+            text=ids, normalize=False, normalize_intermediates=True
+        )
         end = (ids == self.tokenizer.eot_token_id).int().argmax(dim=1)
         mask = torch.arange(ids.shape[1], device=ids.device) <= end[:, None]
         return Condition(states["text_intermediates"][self.layer], mask, states["text_features"])
-
-    def _warn_of_cuts(self, captions: list[str]) -> None:
-        if self.cut_was_told:
-            return
-        room = self.tokenizer.context_length
-        for caption in captions:
-            count = len(self.tokenizer.encode(caption)) + 2
-            if count > room:
-                self.cut_was_told = True
-                warnings.warn(
-                    f"a caption of {count} tokens is cut to the text encoder's {room}, and so will "
-                    f"others be, without a further word: {caption[:60]!r}...",
-                    stacklevel=2,
-                )
-                return

@@ -1,6 +1,5 @@
 """Text encoders of transformers: CLIP's, T5's, and the hidden states of any other model."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from transformers import (
 )
 
 from ldm.assets import resolve
-from ldm.frozen.captions import CaptionEncoder, RowMemory
+from ldm.frozen.captions import CaptionEncoder, RememberingCaptions
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 # A model class for the kinds whose AutoModel would be more than the text encoder.
@@ -31,7 +31,7 @@ _KINDS: dict[str, Any] = {
 POOLINGS = ("none", "output", "mean")
 
 
-class TransformersCaptions:
+class TransformersCaptions(RememberingCaptions):
     """Token states of a text model of transformers, from a local folder (or a name on the hub that
     is cached already, or can be fetched).
 
@@ -57,7 +57,7 @@ class TransformersCaptions:
     ) -> None:
         if pooled not in POOLINGS:
             raise ValueError(f"pooled={pooled!r} is not known: set one of {list(POOLINGS)}")
-        self.tokenizer, self.model = _load(resolve(source), subfolders)
+        self.tokenizer, model = _load(resolve(source), subfolders)
         if self.tokenizer.pad_token is None:  # decoders are trained without padding
             self.tokenizer.pad_token = self.tokenizer.eos_token
         if not masked and self.tokenizer.padding_side == "left":
@@ -68,26 +68,17 @@ class TransformersCaptions:
         self.layer = layer
         self.pooling = pooled
         self.masked = masked
-        self.device = torch.device("cpu")
-        self.memory = RowMemory(cache_bytes)
-        self.cut_was_told = False
-        null = self._encode([""])
-        self.width = null.tokens.shape[2]
-        self.pooled_width = 0 if null.pooled is None else null.pooled.shape[1]
+        super().__init__(model, cache_bytes)
 
-    def to(self, device: torch.device) -> None:
-        """Move the weights; later conditions come from there."""
-        self.device = device
-        self.model.to(device)
-        self.memory.clear()
+    def fingerprint(self) -> str:
+        """Of the model's weights and of how captions are put to it."""
+        settings = (self.length, self.layer, self.pooling, self.masked)
+        return text_fingerprint(settings, self.model.state_dict())
 
-    def __call__(self, captions: list[str]) -> Condition:
-        """`[b length d]`."""
-        return self.memory(captions, self._encode)
-
-    @torch.no_grad()
-    def _encode(self, captions: list[str]) -> Condition:
-        self._warn_of_cuts(captions)
+    def encode(self, captions: list[str]) -> Condition:
+        """Token states `[b length d]`, and the pooled vector that was asked for."""
+        counts = (len(ids) for ids in self.tokenizer(captions)["input_ids"])
+        self.warn_of_cuts(captions, counts, self.length)
         written = self.tokenizer(
             captions,
             padding="max_length",
@@ -99,11 +90,10 @@ class TransformersCaptions:
         mask = written["attention_mask"].to(self.device)
         # CLIP looks back only, so that padding behind a caption needs no mask in it.
         seen = mask if self.masked else None
-        with torch.autocast(self.device.type, enabled=False):
-            said = self.model(ids, attention_mask=seen, output_hidden_states=True)
+        said = self.model(ids, attention_mask=seen, output_hidden_states=True)
         tokens = said.last_hidden_state if self.layer == -1 else said.hidden_states[self.layer]
-        counts = mask.bool() if self.masked else torch.ones_like(mask, dtype=torch.bool)
-        return Condition(tokens.float(), counts, self._pooled(said, tokens, mask))
+        counted = mask.bool() if self.masked else torch.ones_like(mask, dtype=torch.bool)
+        return Condition(tokens.float(), counted, self._pooled(said, tokens, mask))
 
     def _pooled(self, said: Any, tokens: Tensor, mask: Tensor) -> Tensor | None:
         if self.pooling == "none":
@@ -118,19 +108,6 @@ class TransformersCaptions:
                 f"{type(self.model).__name__} has no pooled output: set pooled=mean or pooled=none"
             )
         return pooled.float()
-
-    def _warn_of_cuts(self, captions: list[str]) -> None:
-        if self.cut_was_told:
-            return
-        for caption, ids in zip(captions, self.tokenizer(captions)["input_ids"], strict=True):
-            if len(ids) > self.length:
-                self.cut_was_told = True
-                warnings.warn(
-                    f"a caption of {len(ids)} tokens is cut to the text encoder's {self.length}, "
-                    f"and so will others be, without a further word: {caption[:60]!r}...",
-                    stacklevel=2,
-                )
-                return
 
 
 def _load(source: str, subfolders: Sequence[str]) -> tuple[Any, Any]:
@@ -174,6 +151,11 @@ class JoinedCaptions:
         for encoder in self.encoders:
             encoder.to(device)
 
+    def fingerprint(self) -> str:
+        """Of all of them, in their order."""
+        parts = [encoder.fingerprint() for encoder in self.encoders]
+        return text_fingerprint((self.join, parts), {})
+
     def __call__(self, captions: list[str]) -> Condition:
         """Every encoder reads every caption."""
         told = [encoder(captions) for encoder in self.encoders]
@@ -214,6 +196,10 @@ class ClassLabels:
     def to(self, device: torch.device) -> None:
         """Later conditions come from there."""
         self.device = device
+
+    def fingerprint(self) -> str:
+        """Of the names, in their order."""
+        return text_fingerprint(list(self.names), {})
 
     def __call__(self, captions: list[str]) -> Condition:
         """`pooled` is `[b classes+1]`. ValueError names a caption that is no class."""

@@ -19,12 +19,43 @@ from torch import Tensor, nn
 from ldm.frozen.clip import Clip, load_clip
 from ldm.frozen.inception import Inception, load_inception
 from ldm.frozen.resizing import shortest_and_crop, squash, tensorflow_bilinear
+from ldm.metrics import TextAndImageFeatures
 from ldm.types import Image
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class ClipFeatures:
+class _OneModel:
+    """A frozen model whose answer to the last pictures is remembered. A subclass says in `seen`
+    what it is asked, in float32 and without gradients."""
+
+    name: str
+    width: int
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.last = _LastBatch(self._images)
+
+    def to(self, device: torch.device) -> "_OneModel":
+        """Moves the model; returns itself."""
+        self.model.to(device)
+        return self
+
+    def __call__(self, images: Image) -> Float[Tensor, "b d"]:
+        """`[b width]`, on the pictures' device, to which the model moves."""
+        return self.last(images)
+
+    def seen(self, images: Image) -> Tensor:
+        """`[b width]` of pictures on the model's device."""
+        raise NotImplementedError
+
+    def _images(self, images: Image) -> Tensor:
+        self.to(images.device)
+        with _in_float32(images.device):
+            return self.seen(images)
+
+
+class ClipFeatures(_OneModel):
     """Both towers of an open_clip model: projected embeddings, not brought to length one.
 
     `name` is what results call the model; the first digits of its weights' hash are added.
@@ -40,29 +71,18 @@ class ClipFeatures:
                 f"CLIP {name} resizes by {way!r}, which is none of 'shortest', 'squash': "
                 "use a model with one of these"
             )
-        self.model = clip.model.eval().requires_grad_(False)
         self.tokenizer = clip.tokenizer
         self.resize = squash if way == "squash" else shortest_and_crop
         self.mode = mode
         self.normalise = _Normalise(prepare["mean"], prepare["std"])
         self.name = f"{name}-{weights_hash(clip.model)}/{mode}-{way}-{self.side}"
-        self.last = _LastBatch(self._images)
+        super().__init__(clip.model)
         self.width = self.texts([""]).shape[1]
 
-    def to(self, device: torch.device) -> "ClipFeatures":
-        """Moves the model; returns itself."""
-        self.model.to(device)
-        return self
-
-    def __call__(self, images: Image) -> Float[Tensor, "b d"]:
-        """`[b width]`, on the pictures' device, to which the model moves."""
-        return self.last(images)
-
-    def _images(self, images: Image) -> Tensor:
-        self.to(images.device)
-        with _in_float32(images.device):
-            pixels = self.normalise(self.resize(images, self.side, self.mode))
-            return self.model.encode_image(pixels).float()
+    def seen(self, images: Image) -> Tensor:
+        """The model's answer."""
+        pixels = self.normalise(self.resize(images, self.side, self.mode))
+        return self.model.encode_image(pixels).float()
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
         """`[b width]`, on the model's device; a caption longer than the context is cut."""
@@ -79,7 +99,7 @@ def open_clip_features(folder: str) -> ClipFeatures:
     return ClipFeatures(load_clip(folder), Path(folder.removeprefix("asset:")).name)
 
 
-class TransformersClipFeatures:
+class TransformersClipFeatures(_OneModel):
     """Both towers of a CLIP in transformers' format, from a local folder."""
 
     def __init__(self, folder: str) -> None:
@@ -87,28 +107,17 @@ class TransformersClipFeatures:
         from transformers import AutoTokenizer, CLIPModel  # noqa: PLC0415
 
         path = _folder(folder, "CLIP", "config.json")
-        self.model = CLIPModel.from_pretrained(path, local_files_only=True).eval().float()
+        super().__init__(CLIPModel.from_pretrained(path, local_files_only=True).float())
         self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         self.side: int = self.model.config.vision_config.image_size
-        self.width: int = self.model.config.projection_dim
+        self.width = self.model.config.projection_dim
         self.normalise = _Normalise(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
         self.name = f"{path.name}-{weights_hash(self.model)}/bicubic-shortest-{self.side}"
-        self.last = _LastBatch(self._images)
 
-    def to(self, device: torch.device) -> "TransformersClipFeatures":
-        """Moves the model; returns itself."""
-        self.model.to(device)
-        return self
-
-    def __call__(self, images: Image) -> Float[Tensor, "b d"]:
-        """`[b width]`, on the pictures' device, to which the model moves."""
-        return self.last(images)
-
-    def _images(self, images: Image) -> Tensor:
-        self.to(images.device)
-        with _in_float32(images.device):
-            pixels = self.normalise(shortest_and_crop(images, self.side))
-            return self.model.get_image_features(pixels).pooler_output
+    def seen(self, images: Image) -> Tensor:
+        """The model's answer."""
+        pixels = self.normalise(shortest_and_crop(images, self.side))
+        return self.model.get_image_features(pixels).pooler_output
 
     def texts(self, captions: Sequence[str]) -> Float[Tensor, "b d"]:
         """`[b width]`, on the model's device; a caption longer than the context is cut."""
@@ -120,7 +129,17 @@ class TransformersClipFeatures:
             return self.model.get_text_features(**tokens).pooler_output
 
 
-class Dinov2Features:
+@cache
+def clip_features(folder: str) -> TextAndImageFeatures:
+    """The features of the CLIP in a folder, which open_clip or transformers wrote; ValueError or
+    FileNotFoundError says what is missing."""
+    path = Path(folder).expanduser()
+    if (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file():
+        return TransformersClipFeatures(folder)
+    return open_clip_features(folder)
+
+
+class Dinov2Features(_OneModel):
     """The class token of a DINOv2 in transformers' format, from a local folder (FD-DINOv2 of Stein
     et al. 2023 takes the ViT-L/14)."""
 
@@ -131,26 +150,15 @@ class Dinov2Features:
         from transformers import Dinov2Model  # noqa: PLC0415
 
         path = _folder(folder, "DINOv2", "config.json")
-        self.model = Dinov2Model.from_pretrained(path, local_files_only=True).eval().float()
-        self.width: int = self.model.config.hidden_size
+        super().__init__(Dinov2Model.from_pretrained(path, local_files_only=True).float())
+        self.width = self.model.config.hidden_size
         self.normalise = _Normalise(*_IMAGENET)
         self.name = f"{path.name}-{weights_hash(self.model)}/bicubic-squash-{self.side}"
-        self.last = _LastBatch(self._images)
 
-    def to(self, device: torch.device) -> "Dinov2Features":
-        """Moves the model; returns itself."""
-        self.model.to(device)
-        return self
-
-    def __call__(self, images: Image) -> Float[Tensor, "b d"]:
-        """`[b width]`, on the pictures' device, to which the model moves."""
-        return self.last(images)
-
-    def _images(self, images: Image) -> Tensor:
-        self.to(images.device)
-        with _in_float32(images.device):
-            pixels = self.normalise(squash(images, self.side))
-            return self.model(pixels).pooler_output
+    def seen(self, images: Image) -> Tensor:
+        """The model's answer."""
+        pixels = self.normalise(squash(images, self.side))
+        return self.model(pixels).pooler_output
 
 
 class InceptionFeatures:

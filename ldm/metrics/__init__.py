@@ -5,14 +5,18 @@ from ldm.metrics.clip_score import CLIPScore, Retrieval, clip_scores
 from ldm.metrics.copies import Diversity, Memorisation, nearest_distances
 from ldm.metrics.features import Features, TextAndImageFeatures, to_bytes
 from ldm.metrics.frechet import FrechetDistance, frechet_distance
+from ldm.metrics.group import MetricGroup
 from ldm.metrics.inception_score import InceptionScore
 from ldm.metrics.kernel import ClipDiscrepancy, KernelDistance
 from ldm.metrics.manifold import Coverage, Density, Precision, Recall
+from ldm.metrics.reconstruction import PSNR, SSIM, LearnedDistance
 from ldm.metrics.reference import Reference, cache_folder, load_reference, reference_path
 from ldm.metrics.sample_metric import SampleMetric
 from ldm.metrics.statistics import reference_statistics
 
 __all__ = [
+    "PSNR",
+    "SSIM",
     "CLIPScore",
     "ClipDiscrepancy",
     "Coverage",
@@ -22,7 +26,9 @@ __all__ = [
     "FrechetDistance",
     "InceptionScore",
     "KernelDistance",
+    "LearnedDistance",
     "Memorisation",
+    "MetricGroup",
     "Precision",
     "Recall",
     "Reference",

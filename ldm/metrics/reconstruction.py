@@ -1,7 +1,7 @@
 """How close reconstructions come to their pictures. Each is a mean over pictures, so that neither
 batch size nor ranks change it."""
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,18 @@ from torchmetrics import Metric
 
 from ldm.metrics.exact import on_grid
 
+
+@runtime_checkable
+class PairDistance(Protocol):
+    """A frozen network that compares pictures."""
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """`[b]` from two batches of pictures in [-1, 1]."""
+
+    def to(self, device: torch.device) -> object:
+        """Moves the network."""
+
+
 Picture = Float[Tensor, "b C H W"]  # in [-1, 1]; values outside are clamped first
 
 
@@ -19,6 +31,7 @@ class PairMetric(Metric):
 
     full_state_update = False
     higher_is_better: bool | None = True
+    name: str
     total: Tensor
     count: Tensor
 
@@ -47,13 +60,33 @@ class PairMetric(Metric):
 class PSNR(PairMetric):
     """Peak signal-to-noise ratio in dB, each picture's own; 100 at most, for equal pictures."""
 
+    name = "psnr"
+
     def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
         """10 log10(2^2 / mean squared error)."""
         return psnr(made, wanted)
 
 
+class LearnedDistance(PairMetric):
+    """What a network made to judge pairs of pictures says of them, such as LPIPS on VGG16 (Zhang et
+    al. 2018), which is commonly told as just "LPIPS"; less is better."""
+
+    higher_is_better = False
+
+    def __init__(self, distance: PairDistance, name: str) -> None:
+        super().__init__()
+        self.distance, self.name = distance, name
+
+    def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
+        """The network's numbers; it moves to the pictures' device."""
+        self.distance.to(made.device)
+        return self.distance(made, wanted)
+
+
 class SSIM(PairMetric):
     """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels, sigma 1.5."""
+
+    name = "ssim/gaussian-11"
 
     def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
         """Mean over positions at which the window fits, and over channels."""

@@ -34,6 +34,7 @@ HARMLESS = (
     "accumulate",
     "blocks",
     "watchdog",
+    "data.allow_change",
     "logger",
     "trainer._target_",
     "trainer.strategy",

@@ -31,6 +31,14 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0))
 
 
+def world() -> int:
+    """How many processes torchrun or srun started together."""
+    for name in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
 def watched_by_lightning() -> bool:
     """Whether Lightning's launcher started this process; it kills all when one ends with a code."""
     outside = os.environ.keys() & {"RANK", "SLURM_PROCID"}

@@ -96,9 +96,11 @@ def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
     if names:
         return list(names)
     usual = (
-        "sample/frechet_distance",
+        "sample/fid",
+        "sample/fd_clip",
+        "sample/frechet_distance",  # what fd_clip was called once
         "sample/clip_score",
-        "reconstruction/frechet_distance",
+        "reconstruction/fd_clip",
         "val/psnr",
         "val/loss",
         "train/loss",

@@ -70,6 +70,10 @@ MISTAKES = [
     (DIFFUSION, "evaluation.grid_prompts=apple", "evaluation.grid_prompts", "list"),
     (DIFFUSION, "+data.train.crop=middle", "data.train.crop", "'centre'"),
     (DIFFUSION, "sampler.grid=uniform", "sampler.grid", "Grid"),
+    (DIFFUSION, "evaluation.metrics=fd_clip", "evaluation.metrics", "list"),
+    (DIFFUSION, "evaluation.metrics=[fd_clipp]", "evaluation.metrics", "'fd_clip'"),
+    (DIFFUSION, "evaluation.metrics=[psnr]", "evaluation.metrics", "leave it out"),
+    (DIFFUSION, "evaluation.reference=[nowhere]", "nowhere", "ldm stats make"),
     # ranges
     (AUTOENCODER, "accumulate=0", "accumulate", "at least 1"),
     (AUTOENCODER, "workers=-1", "workers", "at least 0"),

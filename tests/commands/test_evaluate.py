@@ -2,14 +2,18 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from ldm.commands import main
-from ldm.commands.evaluate import pareto, prompts_of, settings_of, table
+from ldm.commands.evaluate import prompts_of, settings_of, table
+from ldm.commands.evaluate_plots import pareto, quality
 from ldm.commands.judging import Ranks, draw_missing, open_folder
+from ldm.commands.metric_choices import named_references
+from ldm.metrics import load_reference
 
 
 def ldm(monkeypatch, *arguments):
@@ -89,6 +93,10 @@ def test_a_sweep_is_every_combination():
     cells = settings_of(Namespace(sweep=["guidance=1,2.5", "steps=5,10"], **own))
     assert [(c["guidance"], c["steps"]) for c in cells] == [(1, 5), (1, 10), (2.5, 5), (2.5, 10)]
     assert settings_of(Namespace(sweep=[], **own)) == [own]
+    both = settings_of(Namespace(sweep=["sampler=ddim,heun", "steps=5,10"], **own))
+    assert [(c["sampler"], c["steps"]) for c in both] == [
+        ("ddim", 5), ("heun", 5), ("ddim", 10), ("heun", 10),
+    ]  # fmt: skip
     for wrong in ("guidance", "colour=1", "steps=few"):
         with pytest.raises(ValueError, match="--sweep"):
             settings_of(Namespace(sweep=[wrong], **own))
@@ -97,25 +105,109 @@ def test_a_sweep_is_every_combination():
 def test_prompts_are_spread_over_the_captions_and_repeated():
     captions = [str(number) for number in range(10)]
     asked = Namespace(prompts=None, samples=5, per_prompt=2)
-    assert prompts_of(asked, captions) == ["0", "0", "2", "2", "4", "4", "6", "6", "8", "8"]
+    data = Namespace(captions=lambda: captions)
+    assert prompts_of(asked, lambda: data) == ["0", "0", "2", "2", "4", "4", "6", "6", "8", "8"]
 
 
-def row(guidance, distance, score):
+def row(guidance, distance, score, steps=5, sampler="DDIM"):
     values = {"fd_clip": distance, "clip_score": score}
-    names = {"fd_clip": "frechet_distance/x", "clip_score": "clip_score/x"}
-    return {"steps": 5, "guidance": guidance, "values": values, "names": names}
+    names = {"fd_clip": "frechet_distance/x against val: 9", "clip_score": "clip_score/x"}
+    shown = {"sampler": sampler, "steps": steps, "guidance": guidance, "pictures": 9}
+    return {**shown, "seconds": steps / 100, "values": values, "names": names}
 
 
-def test_the_table_says_why_a_number_is_missing(tmp_path):
+def test_the_table_says_why_a_number_is_missing():
     rows = [row(1.0, 3.25, 20.0), row(2.0, "needs 2 pictures or more, got 1", 21.5)]
     text = table(rows).splitlines()
-    assert text[1].split() == ["5", "1", "3.25", "20"]
-    assert text[2].split() == ["5", "2", "-", "21.5"]
+    assert text[0].split() == [
+        "sampler", "steps", "guidance", "pictures", "seconds", "fd_clip", "clip_score",
+    ]  # fmt: skip
+    assert text[1].split() == ["DDIM", "5", "1", "9", "0.05", "3.25", "20"]
+    assert text[2].split()[-2:] == ["-", "21.5"]
     assert text[3] == "fd_clip: needs 2 pictures or more, got 1"
-    assert pareto(rows, tmp_path / "pareto.png")
-    with Image.open(tmp_path / "pareto.png") as picture:
-        assert picture.size[0] > 600
-    assert not pareto([row(1.0, "no", "no")], tmp_path / "none.png")
+
+
+def test_the_plots_of_a_sweep(tmp_path):
+    sweep = [
+        row(guidance, 3.0 + guidance / steps, 20 + guidance, steps, sampler)
+        for guidance in (1.0, 2.0)
+        for steps in (5, 10)
+        for sampler in ("DDIM", "Heun")
+    ]
+    assert pareto([*sweep, row(3.0, "failed", 21.0)], tmp_path / "pareto.png")
+    assert quality(sweep, tmp_path / "quality.png")
+    for name in ("pareto.png", "quality.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size[0] > 600
+    nothing = [row(1.0, "no", "no")]
+    assert not pareto(nothing, tmp_path / "none.png")
+    assert not quality(nothing, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_references_by_split():
+    assert named_references([]) == {}
+    assert named_references(["a", "train=b.safetensors"]) == {"val": "a", "train": "b.safetensors"}
+    assert named_references(["odd=name"]) == {"val": "odd=name"}
+    with pytest.raises(ValueError, match="val has one already"):
+        named_references(["a", "val=b"])
+
+
+def test_statistics_of_other_features_are_refused(folder, tmp_path, monkeypatch, capsys):
+    """By the name of the features, which holds network, weights and resize."""
+    own = tmp_path / "own.safetensors"
+    assert ldm(monkeypatch, "stats", "make", folder, "--size", 64, "--out", own) == 0
+    made = load_reference(own)
+    other = replace(made, features=made.features.replace("bicubic", "bilinear"))
+    other.save(tmp_path / "other.safetensors")
+    for split, metric in (("", "fd_clip"), ("train=", "memorisation")):
+        asked = ["evaluate", folder, "--metrics", metric, "--out", tmp_path / "out"]
+        asked += ["--reference", f"{split}{tmp_path / 'other.safetensors'}"]
+        capsys.readouterr()
+        assert ldm(monkeypatch, *asked) == 2
+        assert "cannot be compared with" in capsys.readouterr().err
+    asked[-1] = f"train={own}"
+    assert ldm(monkeypatch, *asked) == 0  # each picture is in the reference: all are copies
+    values = json.loads((tmp_path / "out" / "results.json").read_text())[0]["values"]
+    assert values["memorisation"] == 1.0
+
+
+def test_a_named_reference_is_found_in_the_cache(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "cache"))
+    made = ["stats", "make", folder, "--size", 64, "--name", "mine", "--features"]
+    assert ldm(monkeypatch, *made, "clip:asset:emoji_clip") == 0
+    asked = ["evaluate", folder, "--metrics", "kid", "--reference", "mine", "--out", tmp_path]
+    assert ldm(monkeypatch, *asked) == 0
+    names = json.loads((tmp_path / "results.json").read_text())[0]["names"]
+    assert "against val: 12 pictures, " in names["kid"]
+    capsys.readouterr()
+    assert ldm(monkeypatch, *asked[:-4], "--reference", "yours") == 2
+    assert "ldm stats make" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("fid", "put pt_inception-2015-12-05-6726825d.pth there"),
+        ("sfid", "put pt_inception-2015-12-05-6726825d.pth there"),
+        ("fd_dinov2", "no DINOv2 model"),
+        ("lpips", "which only an autoencoder makes"),
+        ("diversity", ""),
+    ],
+)
+def test_missing_weights_say_which_file_goes_where(
+    folder, tmp_path, monkeypatch, capsys, metric, words
+):
+    monkeypatch.setenv("LDM_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code = ldm(monkeypatch, "evaluate", folder, "--metrics", metric, "--out", tmp_path)
+    output = capsys.readouterr()
+    if words:
+        assert code == 2
+        assert words in output.err
+    else:  # nothing is measured: each caption has one picture
+        assert code == 3
+        assert "draw several pictures a prompt" in output.out
 
 
 class Painter:

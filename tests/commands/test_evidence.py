@@ -16,10 +16,10 @@ from torch import nn
 
 from ldm.commands import evidence_measures as measures
 from ldm.commands.choices import choice
-from ldm.commands.evidence import page
 from ldm.commands.evidence_claims import claims
+from ldm.commands.evidence_page import markdown, page
 from ldm.commands.evidence_subject import Subject
-from ldm.diffusion import Cosine, Estimate, RectifiedFlow
+from ldm.diffusion import Cosine, Data, Estimate, Objective, RectifiedFlow, Uniform
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import load_clip
 from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
@@ -52,12 +52,46 @@ def test_interval_is_the_normal_one():
     assert found.mean + found.half == pytest.approx(float(high), abs=1e-4)
 
 
+def test_kolmogorovs_probability_is_scipys():
+    for statistic in (0.1, 0.25, 0.5, 0.8, 1.36, 2.0, 3.0):
+        theirs = scipy.stats.kstwobign.sf(statistic)
+        assert measures.kolmogorov_probability(statistic) == pytest.approx(theirs, abs=1e-9)
+    assert measures.probability(-1.96) == pytest.approx(2 * scipy.stats.norm.sf(1.96))
+
+
+def test_the_tests_for_noise_pass_noise_and_catch_what_is_none():
+    """Over many sets of pure noise each statistic is a standard normal number; each kind of signal
+    is caught by the test that looks for it."""
+    generator = torch.Generator().manual_seed(2)
+    data = torch.randn(8, 4, 8, 8, generator=generator)
+    errors = [
+        measures.noise_tests(torch.randn(data.shape, generator=generator), data) for _ in range(200)
+    ]
+    for name in ("mean", "variance", "neighbours", "own picture"):
+        values = [found[name] for found in errors]
+        assert scipy.stats.kstest(values, "norm").pvalue > 1e-3, name
+    shapes = [measures.probability(found["shape"]) for found in errors]
+    assert scipy.stats.kstest(shapes, "uniform").pvalue > 1e-3
+    noise = torch.randn(data.shape, generator=generator)
+    signals = {
+        "mean": noise + 0.2,
+        "variance": 1.2 * noise,
+        "neighbours": (noise + noise.roll(1, 3)) / 2**0.5,
+        "own picture": 0.98 * noise + 0.2 * data,
+        "shape": noise.sign(),
+    }
+    for name, signal in signals.items():
+        assert abs(measures.noise_tests(signal, data)[name]) > 4, name
+
+
 def test_destruction_ends_in_noise():
     """Data of two values is far from normal at t = 0 and gone at t = 1; the SNR is exact."""
     data = latents().sign()
     times = torch.tensor([0.1, 0.5, 1.0])
     found = measures.destruction(Ideal(RectifiedFlow()), data, times)
-    assert found["kolmogorov"][0] > 10 > 1.36 > found["kolmogorov"][2]
+    assert found["shape"][0] > 10
+    assert found["own picture"][0] > 10
+    assert max(abs(found[name][2]) for name in ("mean", "variance", "neighbours", "shape")) < 3
     assert found["log10_snr"][:2] == pytest.approx([2 * np.log10(9), 0.0], abs=1e-5)
     assert found["correlation"][0] == pytest.approx(0.9 / (0.81 + 0.01) ** 0.5, abs=0.02)
     assert abs(found["correlation"][2]) < 4 / data.numel() ** 0.5
@@ -74,12 +108,35 @@ class Ideal:
         return Estimate(alpha * x_t, sigma * x_t)
 
 
+class IdealNetwork(nn.Module):
+    """The same as a network that predicts the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+
+    def forward(self, x_t, t, condition):
+        return Cosine()(t)[0][:, None, None, None] * x_t
+
+
 def test_the_exact_denoiser_of_gaussian_data_meets_the_linear_guess():
-    condition = nothing(512)
+    """And the loss by time is the objective's own, here the squared error of the data."""
+    objective = Objective(Cosine(), Data(), Uniform())
     times = torch.linspace(0.1, 0.9, 5)
-    found = measures.prediction(Ideal(Cosine()), latents(512), condition, times)
+    found = measures.prediction(objective, IdealNetwork(), latents(512), nothing(512), times)
     assert found["noise"] == pytest.approx(found["linear"], rel=0.03)
     assert found["data"] == pytest.approx([1 - x for x in found["linear"]], rel=0.03)
+    for loss, half, exact in zip(found["loss"], found["loss_half"], found["linear"], strict=True):
+        assert abs(loss - (1 - exact)) < 2 * half
+
+
+def test_blur_takes_detail():
+    picture = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    blurred = nn.functional.avg_pool2d(picture, 3, 1, 1)
+    assert (measures.detail(blurred) < 0.5 * measures.detail(picture)).all()
+    assert float(measures.detail(torch.ones(1, 3, 8, 8))) == 0
+    checkers = (torch.arange(64).view(8, 8) + torch.arange(8)[:, None]) % 2 * 2.0 - 1
+    assert float(measures.detail(checkers.expand(1, 3, 8, 8))) == 8.0
 
 
 def test_attention_maps_are_the_modules_own_weights():
@@ -168,23 +225,35 @@ def untrained():
 def test_the_page_of_an_untrained_model_claims_nothing(tmp_path):
     arguments = Namespace(
         samples=8, batch_size=8, clip=None, device="cpu", sampler=None, guidance=None,
-        negative="", prompt="red apple", steps=None,
+        negative="", prompt="red apple", steps=None, markdown=None,
     )  # fmt: skip
     subject = Subject.of(untrained(), arguments, tmp_path, torch.device("cpu"))
     found = list(claims(subject, [1, 2]))
-    text = page(found, subject.about)
-    assert len(found) == 5
+    text = page(found, subject.about, tmp_path)
+    written = markdown(found, subject.about, tmp_path, tmp_path.parent / "page.md")
+    assert len({claim.figure for claim in found}) == len(found) == 5
     for claim in found:
         assert claim.title in text
+        assert claim.title in written
         json.dumps(claim.numbers)
-        for name in claim.figures:
-            assert f'src="{name}"' in text
-            with Image.open(tmp_path / name) as picture:
-                assert picture.size[0] > 100
-    assert "4-attention.png" in found[3].figures
+        assert f"({tmp_path.name}/{claim.figure})" in written
+        with Image.open(tmp_path / claim.figure) as picture:
+            assert picture.size[0] > 1000
+    assert text.count('src="data:image/png;base64,') == 5  # stands alone
+    assert "cannot be told from" in found[0].finding
+    assert "a map a word" in found[3].reading
     assert "which may be chance" in found[3].finding
     cheap = found[4].numbers
     assert cheap["pixel"]["flops"] > 10 * cheap["latent"]["flops"]
+
+
+def test_attention_is_watched_in_half_precision():
+    attention = CrossAttention(8, 6, 2)
+    watching = measures.AttentionWatch(attention, rows=1, side=4)
+    with torch.autocast("cpu", torch.bfloat16), watching as watch:
+        attention(torch.randn(2, 16, 8), torch.randn(2, 5, 6))
+    assert watch.total.dtype == torch.float32
+    torch.testing.assert_close(watch.total.sum(1), torch.ones(1, 4, 4))
 
 
 def test_the_emoji_clip_prefers_right_captions_on_real_pictures():

@@ -7,8 +7,13 @@ from torch_fidelity.interpolate_compat_tensorflow import (
     interpolate_bilinear_2d_like_tensorflow1x,
 )
 
-from ldm.frozen.clip import new_clip
-from ldm.frozen.features import ClipFeatures, Dinov2Features, TransformersClipFeatures
+from ldm.frozen.clip import new_clip, save_clip
+from ldm.frozen.features import (
+    ClipFeatures,
+    Dinov2Features,
+    TransformersClipFeatures,
+    clip_features,
+)
 from ldm.frozen.resizing import shortest_and_crop, squash, tensorflow_bilinear
 from ldm.metrics import CLIPScore, Features, TextAndImageFeatures, clip_scores, to_bytes
 
@@ -170,6 +175,20 @@ def test_clip_score_is_transformers_own(transformers_clip, size):
     theirs = 100 * logits.diag().clamp(min=0)
     assert theirs.max() > 1
     torch.testing.assert_close(ours.float(), theirs, atol=0.05, rtol=0)
+
+
+def test_a_clip_is_read_in_the_format_that_it_has(clip, transformers_clip, tmp_path):
+    theirs = clip_features(str(transformers_clip))
+    assert isinstance(theirs, TransformersClipFeatures)
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    save_clip(tmp_path, clip.model, {"embed_dim": 16, "vision": vision, "text": text})
+    ours = clip_features(str(tmp_path))
+    assert isinstance(ours, ClipFeatures)
+    images = pictures(32, 32)  # its file holds half precision
+    torch.testing.assert_close(ours(images), features_of(clip)(images), atol=0.02, rtol=0.02)
+    with pytest.raises(FileNotFoundError):
+        clip_features(str(tmp_path / "nowhere"))
 
 
 def test_dinov2_is_transformers_own(tmp_path):

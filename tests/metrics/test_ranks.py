@@ -1,7 +1,9 @@
-"""One rank, two ranks with uneven shares: the same number to the last bit."""
+"""One rank, two ranks with uneven shares: the same number to the last bit; and a rank that is late,
+or whose metric fails, holds up no other."""
 
-import os
-import socket
+import time
+from datetime import timedelta
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from ldm.metrics import (
     InceptionScore,
     KernelDistance,
     Memorisation,
+    MetricGroup,
     Precision,
     Recall,
     Retrieval,
@@ -26,6 +29,7 @@ from ldm.metrics import (
 )
 
 COUNT, WIDTH = 41, 6
+PATIENCE = 5  # seconds that a rank waits for another in an ordinary exchange
 
 
 def pictures(seed):
@@ -59,15 +63,72 @@ def values(shares):
     return torch.stack(results)
 
 
-def one_of_two(rank, port, folder):
+class Failing(CLIPScore):
+    """A CLIP score that raises on one rank, `when` it is made, updated or computed."""
+
+    def __init__(self, rank, when):
+        self.failing = when if rank == here() else ""
+        self.raise_if("made")
+        super().__init__(Pixels(WIDTH))
+
+    def raise_if(self, when):
+        if self.failing == when:
+            raise RuntimeError(f"cannot be {when}")
+
+    def add(self, images, captions):
+        super().add(images, captions)
+        self.raise_if("updated")
+
+    def compute(self):
+        self.raise_if("computed")
+        return super().compute()
+
+
+def here():
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def group_of(share, pause):
+    """Of five metrics, three fail: in making, in an update, in computing, each on one rank."""
+    features = Pixels(WIDTH)
+    reference = reference_statistics(features, [pictures(1)])
+    group = MetricGroup(
+        {
+            "made": partial(Failing, 0, "made"),
+            "updated": partial(Failing, 1, "updated"),
+            "good": partial(FrechetDistance, features, reference),
+            "computed": partial(Failing, 0, "computed"),
+            "last": partial(Retrieval, features, 2),
+        }
+    )
+    results = []
+    for turn in range(2):  # the second time as the first
+        group.reset(torch.device("cpu"))
+        for rows in share:
+            group.update(pictures(0)[rows], captions()[rows])
+        time.sleep(0 if turn else pause)
+        results.append(group.compute())
+    assert results[0] == results[1]
+    return results[0]
+
+
+def one_of_two(rank, folder):
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    meet(rank, f"{folder}/meeting")
     shares = [[slice(0, 7), slice(20, 41), slice(10, 20)], [slice(7, 10)]]
     torch.save(values(shares[rank]), f"{folder}/{rank}.pt")
     empty = [[slice(0, 41)], []]
     torch.save(values(empty[rank]), f"{folder}/{rank}-empty.pt")
     distributed.destroy_process_group()
+    meet(rank, f"{folder}/impatient", timeout=timedelta(seconds=PATIENCE))
+    uneven = [[slice(0, 30)], [slice(30, 41)]]
+    torch.save(group_of(uneven[rank], 1.5 * PATIENCE * rank), f"{folder}/{rank}-group.pt")
+    distributed.destroy_process_group()
+
+
+def meet(rank, file, **options):
+    place = f"file://{file}"
+    distributed.init_process_group("gloo", place, rank=rank, world_size=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +142,32 @@ def test_any_batch_split_gives_the_same_bits(alone, batch):
     assert torch.equal(alone, split)
 
 
-def test_two_ranks_give_the_same_bits_as_one(alone, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(one_of_two, (port, str(tmp_path)), nprocs=2)
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder where both have left what they found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn(one_of_two, (str(folder),), nprocs=2)
+    return folder
+
+
+def test_two_ranks_give_the_same_bits_as_one(alone, two_ranks):
     for name in ("0", "1", "0-empty", "1-empty"):
-        assert torch.equal(torch.load(tmp_path / f"{name}.pt"), alone), name
+        assert torch.equal(torch.load(two_ranks / f"{name}.pt"), alone), name
+
+
+def test_a_metric_that_fails_on_one_rank_is_told_of_on_both_and_the_others_are_right(two_ranks):
+    """And one rank waits for the other for longer than the process group's time-out."""
+    found = [torch.load(two_ranks / f"{rank}-group.pt") for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["made"] == "RuntimeError: cannot be made"
+    assert found[0]["updated"] == "RuntimeError: cannot be updated (on rank 1)"
+    assert found[0]["computed"] == "RuntimeError: cannot be computed"
+    alone = group_of([slice(0, COUNT)], 0)
+    assert (found[0]["good"], found[0]["last"]) == (alone["good"], alone["last"])
+
+
+def test_one_process_goes_on_without_a_metric_that_fails():
+    found = group_of([slice(0, 5), slice(5, COUNT)], 0)
+    assert found["computed"] == "RuntimeError: cannot be computed"
+    assert isinstance(found["updated"], float)  # only rank 1's fails
+    assert isinstance(found["good"], float)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from ldm.metrics.reconstruction import PSNR, SSIM, psnr, ssim
+from ldm.metrics.reconstruction import PSNR, SSIM, LearnedDistance, psnr, ssim
 
 
 def pair(count: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,3 +65,22 @@ def test_equal_pictures_and_the_clamp() -> None:
 def test_pictures_smaller_than_the_window_are_refused() -> None:
     with pytest.raises(ValueError, match="window of 11 pixels"):
         ssim(torch.zeros(1, 3, 8, 32), torch.zeros(1, 3, 8, 32))
+
+
+class Darkness:
+    """How much darker one picture is, which stands for a network's judgement."""
+
+    def __call__(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (b - a).mean(dim=(1, 2, 3))
+
+    def to(self, device: torch.device) -> "Darkness":
+        return self
+
+
+def test_a_learned_distance_is_the_mean_over_pictures() -> None:
+    made, wanted = pair(5)
+    metric = LearnedDistance(Darkness(), "darkness")
+    for a, b in zip(made.split(2), wanted.split(2), strict=True):
+        metric.update(a, b)
+    expected = (wanted - made).double().mean()
+    assert float(metric.compute()) == pytest.approx(float(expected), abs=1e-8)

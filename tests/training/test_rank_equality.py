@@ -120,3 +120,17 @@ def test_a_checkpoint_of_two_ranks_in_parts_continues_on_one_and_on_four(train, 
         assert run.wait() == [0] * ranks, run.said()
         close(train.place, name, f"{stage}-alone")
     shutil.rmtree(train.place / "stopped")
+
+
+def test_ranks_with_other_data_are_refused_at_once(train, starter):
+    """FAULTS.md, row 19: as when one machine has an old copy of the shards."""
+    for rank in range(2):
+        make_shards(train.place / f"copy-{rank}", seed=rank)
+    trainer = "trainer=ddp trainer.accelerator=cpu trainer.devices=2"
+    settings = settings_of("first", "torn", trainer, 2)
+    settings = settings.replace("data.folder=shards", "data.folder=copy-${oc.env:RANK}")
+    run = starter.start(train.place, settings, ranks=2)
+    assert 0 not in run.wait()
+    assert "error: data.train: rank 1 on" in run.said()
+    assert "has other data than rank 0" in run.said()
+    assert not list((train.place / "runs" / "torn" / "checkpoints").glob("step-*"))

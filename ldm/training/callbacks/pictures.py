@@ -1,6 +1,7 @@
 """Looking at the model while it trains: sample grids with metrics, and reconstructions."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchmetrics import Metric
 
 from ldm.diffusion import Sampler
 from ldm.generate import TextToImage, grid, save_png
+from ldm.metrics import MetricGroup
 from ldm.training.loggers import albums
 from ldm.types import Image
 
@@ -52,18 +53,24 @@ class _EverySteps(L.Callback):
         for album in albums(trainer):
             album.show(name, picture, trainer.global_step)
 
-    def record(self, trainer: L.Trainer, group: str, metrics: Mapping[str, Metric]) -> None:
-        """The metrics' values over all ranks, into every logger. A metric that fails is told of
-        and left out: it never ends a training."""
-        values = {}
-        for name, metric in metrics.items():
-            try:
-                values[f"{group}/{name}"] = metric.compute()
-            except ValueError as error:
-                rank_zero_warn(f"{group}/{name} was not measured: {error}")
-        for logger in trainer.loggers:
-            logger.log_metrics({k: float(v) for k, v in values.items()}, trainer.global_step)
-        trainer.callback_metrics.update(values)
+    def record(self, trainer: L.Trainer, about: str, *groups: MetricGroup) -> None:
+        """The metrics' values over all ranks, into every logger, and once their full names into
+        metrics.json. A metric that failed is told of and left out: it never ends a training."""
+        values: dict[str, float] = {}
+        names: dict[str, str] = {}
+        for group in groups:
+            for name, value in group.compute().items():
+                if isinstance(value, float):
+                    values[f"{about}/{name}"] = value
+                else:
+                    rank_zero_warn(f"{about}/{name} was not measured: {value}")
+            names |= {f"{about}/{name}": str(metric.name) for name, metric in group.metrics.items()}
+        if trainer.is_global_zero and groups:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "metrics.json").write_text(json.dumps(names, indent=1) + "\n")
+        for logger in trainer.loggers if values else []:
+            logger.log_metrics(values, trainer.global_step)
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in values.items()})
 
 
 class SampleQuality(_EverySteps):
@@ -81,7 +88,7 @@ class SampleQuality(_EverySteps):
         folder: Path,
         grid_prompts: Sequence[str],
         prompts: Sequence[str],
-        metrics: Mapping[str, Metric],
+        metrics: MetricGroup,
         sampler: Sampler,
         guidance: float,
         image_size: int,
@@ -90,7 +97,7 @@ class SampleQuality(_EverySteps):
     ) -> None:
         super().__init__(every, folder)
         self.grid_prompts, self.prompts = list(grid_prompts), list(prompts)
-        self.metrics = dict(metrics)
+        self.metrics = metrics
         self.sampler, self.guidance, self.image_size = sampler, guidance, image_size
         self.batch_size, self.precision = batch_size, precision
 
@@ -105,6 +112,15 @@ class SampleQuality(_EverySteps):
             self.guidance,
             self.precision,
         )
+        self.metrics.reset(module.device)
+        try:
+            self._draw(trainer, generate)
+            self._measure(trainer, generate)
+        except Exception as error:  # such as no memory for so many pictures at once
+            self.metrics.fail(error)
+        self.record(trainer, "sample", self.metrics)
+
+    def _draw(self, trainer: L.Trainer, generate: TextToImage) -> None:
         seeds = range(len(self.grid_prompts))
         shown = [
             picture
@@ -112,37 +128,32 @@ class SampleQuality(_EverySteps):
             for picture in batch
         ]
         self.show(trainer, shown, 8, "samples")
-        self._tell_prompts(trainer)
-        self._measure(trainer, module, generate)
-
-    def _tell_prompts(self, trainer: L.Trainer) -> None:
         text = "\n".join(f"{i}. {prompt}" for i, prompt in enumerate(self.grid_prompts, 1))
         for album in albums(trainer):
             album.tell("samples/prompts", text, trainer.global_step)
 
-    def _measure(self, trainer: L.Trainer, module: Any, generate: TextToImage) -> None:
-        # As many on every rank, or a network in parts would wait for ever for the one that is done.
+    def _measure(self, trainer: L.Trainer, generate: TextToImage) -> None:
+        """Every rank draws equally many pictures in equally many batches, because under FSDP each
+        pass of the network is an exchange; what only fills up is not measured."""
         count, world = len(self.prompts), trainer.world_size
-        places = [trainer.global_rank + turn * world for turn in range(-(-count // world))]
-        prompts = [self.prompts[place % count] for place in places]
-        for metric in self.metrics.values():
-            metric.reset()
+        mine = range(trainer.global_rank, -(-count // world) * world, world)
+        prompts = [self.prompts[i % count] for i in mine]
         for start, images in zip(
-            range(0, len(places), self.batch_size),
-            generate.batches(prompts, places, self.batch_size),
+            range(0, len(mine), self.batch_size),
+            generate.batches(prompts, mine, self.batch_size),
             strict=True,
         ):
-            own = sum(place < count for place in places[start : start + self.batch_size])
-            for metric in self.metrics.values() if own else []:
-                metric.to(images.device).update(images[:own], prompts[start : start + own])
-        self.record(trainer, "sample", self.metrics)
+            real = sum(i < count for i in mine[start : start + self.batch_size])
+            if real:
+                self.metrics.update(images[:real], prompts[start : start + real])
 
 
 class Reconstructions(_EverySteps):
-    """Pictures above their reconstructions from the averaged weights, above |difference|; the
-    metrics see the reconstructions of every picture, shared evenly by the ranks.
+    """Pictures above their reconstructions from the averaged weights, above |difference|, and what
+    metrics say of the reconstructions of every picture.
 
-    `pictures` gives batches of images afresh each time it is called.
+    `pictures(rank, world)` gives a rank's share afresh each time: batches with `image` and `valid`,
+    equally many in every rank. `metrics` see reconstructions, `pairs` their originals too.
     """
 
     def __init__(
@@ -150,38 +161,36 @@ class Reconstructions(_EverySteps):
         *,
         every: int,
         folder: Path,
-        pictures: Callable[[], Iterable[Image]],
+        pictures: Callable[[int, int], Iterable[Mapping[str, Any]]],
         shown: int,
-        metrics: Mapping[str, Metric],
+        metrics: MetricGroup,
+        pairs: MetricGroup,
     ) -> None:
         super().__init__(every, folder)
-        self.pictures, self.shown, self.metrics = pictures, shown, dict(metrics)
+        self.pictures, self.shown = pictures, shown
+        self.metrics, self.pairs = metrics, pairs
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
         """Reconstruct, show, measure."""
-        for metric in self.metrics.values():
-            metric.reset()
-        for number, (batch, own) in enumerate(self._share(trainer.global_rank, trainer.world_size)):
-            images = batch.to(module.device)
+        self.metrics.reset(module.device)
+        self.pairs.reset(module.device)
+        try:
+            self._measure(trainer, module)
+        except Exception as error:  # such as no memory for so many pictures at once
+            self.metrics.fail(error)
+            self.pairs.fail(error)
+        self.record(trainer, "reconstruction", self.metrics, self.pairs)
+
+    def _measure(self, trainer: L.Trainer, module: Any) -> None:
+        share = self.pictures(trainer.global_rank, trainer.world_size)
+        for number, batch in enumerate(share):
+            images, real = batch["image"].to(module.device), batch["valid"]
             made = module.reconstruct(images).float()
             if number == 0:  # the first picture of all is on rank 0, which shows it
                 self._compare(trainer, images[: self.shown], made[: self.shown])
-            for metric in self.metrics.values() if own else []:
-                metric.to(made.device).update(made, [""] * len(made))
-        self.record(trainer, "reconstruction", self.metrics)
-
-    def _share(self, rank: int, world: int) -> Iterator[tuple[Image, bool]]:
-        """This rank's batches, and as many on every rank: the last may be another's (False), or a
-        network in parts would wait for ever for the rank that is done."""
-        batch, own, number = None, False, -1
-        for number, each in enumerate(self.pictures()):
-            if batch is None or number % world == rank:
-                batch, own = each, number % world == rank
-            if number % world == world - 1:
-                yield batch, own
-                batch, own = None, False
-        if batch is not None:
-            yield batch, own
+            if real.any():
+                self.metrics.update(made[real], [""] * int(real.sum()))
+                self.pairs.update(made[real], images[real])
 
     def _compare(self, trainer: L.Trainer, images: Image, made: Image) -> None:
         difference = (images - made).abs() - 1

@@ -77,7 +77,12 @@ class FullySharded(ModelParallelStrategy):
                     f"trainer=fsdp cannot split `{name}`, which is one number; set trainer=ddp for "
                     "this stage"
                 )
-        settings: dict[str, Any] = {"mesh": self._mesh(), "mp_policy": self._precision()}
+        # Between two steps nothing may be whole: the average follows, checkpoints look at parts.
+        settings: dict[str, Any] = {
+            "mesh": self._mesh(),
+            "mp_policy": self._precision(),
+            "reshard_after_forward": True,
+        }
         module.to(self.root_device)
         if all(blocks_of(network) for network in networks.values()):
             for network in networks.values():
@@ -85,8 +90,7 @@ class FullySharded(ModelParallelStrategy):
                     fully_shard(block, **settings)
                 fully_shard(network, **settings)
             return
-        # Gathered anew for the backward pass: between two steps nothing may be whole.
-        fully_shard(module, **settings, reshard_after_forward=True)
+        fully_shard(module, **settings)
         for step in steps:
             register_fsdp_forward_method(module, step)
 

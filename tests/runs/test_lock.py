@@ -2,9 +2,11 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +38,16 @@ def test_a_killed_holder_of_this_host_is_succeeded(tmp_path):
     assert (tmp_path / "lock").exists()
     with RunLock(tmp_path):
         assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_process_that_ended_and_was_not_asked_for_holds_nothing(tmp_path):
+    with subprocess.Popen(["true"]) as ended:
+        stat = Path(f"/proc/{ended.pid}/stat")
+        while stat.exists() and ") Z " not in stat.read_text():
+            time.sleep(0.01)
+        plant(tmp_path, host=platform.node(), pid=ended.pid)
+        with RunLock(tmp_path):
+            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
 
 
 def test_another_hosts_heart_decides(tmp_path):

@@ -112,7 +112,7 @@ def rank_of_many(rank, world, port, folder, first, last, read):
         module.load(folder / read)
     for number in range(first, last):
         module.step(number, rank, world)
-    write_shards(folder / f"at-{last}-of-{world}", module.tree())
+    write_shards(folder / f"at-{last}-of-{world}-from-{first}", module.tree())
     full = module.full()
     if rank == 0:
         torch.save(full, folder / f"full-{last}-of-{world}")
@@ -136,5 +136,5 @@ def test_two_ranks_in_parts_equal_one_process_and_continue_on_one_and_on_four(tm
     close(torch.load(tmp_path / "full-20-of-2"), alone.full(), 1e-5)
     on_ranks(2, tmp_path, 0, 10, None)
     for world in (1, 2, 4):
-        on_ranks(world, tmp_path, 10, 20, "at-10-of-2")
+        on_ranks(world, tmp_path, 10, 20, "at-10-of-2-from-0")
         close(torch.load(tmp_path / f"full-20-of-{world}"), alone.full(), 1e-5)

@@ -11,7 +11,7 @@ from torch import nn
 from ldm.commands.building import build
 from ldm.commands.check import _devices
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
-from ldm.commands.parts import first_stage_lacks, load_codec, precision_of
+from ldm.commands.parts import first_stage_lacks, load_codec, precision_of, widen
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
@@ -113,9 +113,11 @@ def fit(config: DictConfig) -> None:
 
 
 def fit_sampler(config: DictConfig) -> None:
-    """The sampler, walked over the objective's schedule on one number, must end in a number."""
+    """The sampler, walked over the objective's schedule on one number, must end in a number; and
+    the manner of guidance must be one."""
     objective: Objective = build(config.diffusion, "diffusion")
     sampler: Sampler = build(config.sampler, "sampler")
+    build(config.guidance, "guidance")
     noise = torch.full((1, 1, 1, 1), 0.7)
     condition = Condition(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
     try:
@@ -193,6 +195,7 @@ def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]
         fit_sampler(config)
         return
     yield "latents", f"{config.latent.channels}x{config.latent.size}x{config.latent.size}"
+    widen(config)
     fit(config)
     with torch.device("meta"):
         yield "network", _size(build(config.backbone, "backbone"))

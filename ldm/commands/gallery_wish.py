@@ -1,57 +1,65 @@
 """What the gallery's page asks for, and what it is shown. Imports nothing heavy."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image as Pictures
 
 from ldm.commands.errors import choices_of
 
+_NUMBERS = {"steps": (1, 1000), "guidance": (0, 100), "seed": (0, 2**53)}
+_TEXTS = ("prompt", "checkpoint", "sampler", "negative")
+_LONGEST = 2000  # characters of a text
+
 
 @dataclass(frozen=True)
 class Wish:
-    """One picture, as the page asks for it. ValueError names the field that cannot be."""
+    """One picture."""
 
     prompt: str
     checkpoint: str
     sampler: str
-    steps: int = 20
-    guidance: float = 1.0
-    seed: int = 0
+    steps: int
+    guidance: float
+    seed: int
     negative: str = ""
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("steps", 1, 1000), ("guidance", 0, 100), ("seed", 0, 2**53)):
-            value = asdict(self)[name]
-            if not (isinstance(value, int | float) and math.isfinite(value)):
-                raise ValueError(f"{name}={value!r}: is no number; set one from {low} to {high}")
-            if not low <= value <= high or (name != "guidance" and value != int(value)):
-                raise ValueError(f"{name}={value!r}: set a number from {low} to {high}")
-        for name in ("prompt", "negative", "checkpoint", "sampler"):
-            text = asdict(self)[name]
-            if not isinstance(text, str) or len(text) > 2000:
-                raise ValueError(f"{name}: must be a text of at most 2000 characters")
-        if self.sampler not in choices_of("sampler"):
-            raise ValueError(
-                f"sampler={self.sampler!r}: no such choice (there are: "
-                f"{', '.join(choices_of('sampler'))})"
-            )
 
     @staticmethod
     def of(fields: Any) -> "Wish":
-        """What a page sent."""
-        known = set(Wish.__dataclass_fields__)
-        if not isinstance(fields, dict) or not {"prompt", "checkpoint", "sampler"} <= set(fields):
-            raise ValueError("a wish needs prompt, checkpoint and sampler")
-        if unknown := set(fields) - known:
-            names = ", ".join(sorted(known))
-            raise ValueError(f"{min(unknown)}: no such field (there are: {names})")
-        wish = Wish(**fields)
-        steps, seed = int(wish.steps), int(wish.seed)  # 20.0 and 20 are one wish
-        return replace(wish, guidance=float(wish.guidance), steps=steps, seed=seed)
+        """What a page sent; ValueError names the field that cannot be."""
+        wanted = set(Wish.__dataclass_fields__)
+        if not isinstance(fields, Mapping) or wanted - {"negative"} - set(fields):
+            raise ValueError(f"a wish has {', '.join(sorted(wanted))}")
+        if unknown := set(fields) - wanted:
+            raise ValueError(f"{min(unknown)}: no such field of {', '.join(sorted(wanted))}")
+        for name, (low, high) in _NUMBERS.items():
+            _refuse_number(name, fields[name], low, high)
+        for name in _TEXTS:
+            text = fields.get(name, "")
+            if not isinstance(text, str) or len(text) > _LONGEST:
+                raise ValueError(f"{name}: must be a text of at most {_LONGEST} characters")
+        if fields["sampler"] not in choices_of("sampler"):
+            names = ", ".join(choices_of("sampler"))
+            raise ValueError(f"sampler={fields['sampler']!r}: no such choice (there are: {names})")
+        return Wish(
+            prompt=fields["prompt"],
+            checkpoint=fields["checkpoint"],
+            sampler=fields["sampler"],
+            steps=int(fields["steps"]),
+            guidance=float(fields["guidance"]),
+            seed=int(fields["seed"]),
+            negative=fields.get("negative", ""),
+        )
+
+
+def _refuse_number(name: str, value: Any, low: int, high: int) -> None:
+    good = isinstance(value, int | float) and math.isfinite(value) and low <= value <= high
+    if not good or (name != "guidance" and value != int(value)):
+        whole = "" if name == "guidance" else "whole "
+        raise ValueError(f"{name}={value!r}: set a {whole}number from {low} to {high}")
 
 
 class Glimpse(NamedTuple):
@@ -62,6 +70,7 @@ class Glimpse(NamedTuple):
     picture: Pictures.Image
 
 
+@runtime_checkable
 class Artist(Protocol):
     """Who draws for the page."""
 

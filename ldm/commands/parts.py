@@ -25,7 +25,7 @@ from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint
 from ldm.runs.folder import RunFolder
 from ldm.training.autoencoder import AutoencoderModule, latent_statistics
-from ldm.training.callbacks import Reconstructions, SampleQuality
+from ldm.training.callbacks import LossByTime, Reconstructions, SampleQuality
 from ldm.training.clip import ClipModule
 from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
@@ -148,6 +148,7 @@ class DiffusionStage:
         choices = in_run_metrics(config, data)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
+            LossByTime(),
             SampleQuality(
                 every=evaluation.every,
                 folder=folder.samples,
@@ -159,7 +160,8 @@ class DiffusionStage:
                 image_size=config.image_size,
                 batch_size=evaluation.batch_size,
                 precision=autocast_dtype(config.precision),
-            )
+                manner=build(config.guidance, "guidance"),
+            ),
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
@@ -188,6 +190,16 @@ class DiffusionStage:
         with open_dict(config):
             config.latent = {"channels": channels, "size": height}
             config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
+        widen(config)
+
+
+def widen(config: DictConfig) -> None:
+    """Give the backbone the channels of a learned variance, where there is one and nothing is said
+    of them."""
+    learned = config.diffusion.get("variance") is not None
+    if learned and config.backbone.get("out_channels") is None:
+        with open_dict(config):
+            config.backbone.out_channels = 2 * config.latent.channels
 
 
 Stage = ClipStage | AutoencoderStage | DiffusionStage

@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ldm.data import condition_of, posterior_of
 from ldm.data.latents import LatentBatch
-from ldm.diffusion import Denoiser, Objective
+from ldm.diffusion import Denoiser, LearnedUncertainty, Objective, TimeBins
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
 from ldm.models import TokenAlignment
@@ -30,7 +31,8 @@ class LatentDiffusionModule(OneOptimizer):
     With probability `condition_dropout` a row's caption is replaced by the empty one, which is
     what classifier-free guidance needs (Ho & Salimans 2022). `ema_decay` is reached gradually:
     the average of a short run is not held back by its first steps. `alignment` adds its loss to
-    that of the objective.
+    that of the objective. With `uncertainty` every time
+    pulls on the network alike. `bins` gathers the loss by time, on the device.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class LatentDiffusionModule(OneOptimizer):
         conditioning: Conditioning | None = None,
         alignment: TokenAlignment | None = None,
         on_nonfinite: str = "skip",
+        uncertainty: LearnedUncertainty | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule, on_nonfinite)
         if not 0 <= condition_dropout < 1:
@@ -56,6 +59,7 @@ class LatentDiffusionModule(OneOptimizer):
             )
         self.network: Any = network
         self.average: Any = twin(network)
+        self.uncertainty = uncertainty
         self.objective = objective
         self.codec = codec
         self.captions = captions
@@ -64,6 +68,7 @@ class LatentDiffusionModule(OneOptimizer):
         self.conditioning = conditioning or Conditioning()
         self.conditioning.refuse_unfit(network, captions)
         self.alignment = alignment
+        self.bins = TimeBins(torch.device("cpu"))
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -72,6 +77,7 @@ class LatentDiffusionModule(OneOptimizer):
         self.captions.to(device)
         if self.alignment is not None:
             self.alignment.features.to(device)
+        self.bins = TimeBins(device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss of one batch."""
@@ -87,6 +93,10 @@ class LatentDiffusionModule(OneOptimizer):
         if self.alignment is not None:
             losses = losses + self._aligned(batch)
         self.nonfinite.watch(batch["key"], losses)
+        times = self.objective.draw_times(draws)
+        self.bins.add(times, losses)
+        if self.uncertainty is not None:
+            losses = self.uncertainty(losses, times)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss

@@ -11,6 +11,7 @@ VERBS = (
     "encode",
     "check",
     "sample",
+    "explain",
     "reconstruct",
     "stages",
     "importing",

@@ -16,8 +16,12 @@ def choice(group: str, name: str) -> DictConfig:
     return node
 
 
-def sampler_node(trained: DictConfig, name: str | None, steps: int | None) -> DictConfig:
-    """The run's sampler, or the named one with the run's number of steps; `steps` overrides."""
+def sampler_node(
+    trained: DictConfig, name: str | None, steps: int | None, grid: str | None
+) -> DictConfig:
+    """The run's sampler, or the named one with the run's number of steps and grid, which belong to
+    the schedule more than to the sampler; `steps` and `grid` override."""
     node: Any = trained.copy() if name is None else choice("sampler", name)
     node.steps = trained.steps if steps is None else steps
+    node.grid = trained.grid if grid is None else choice("grid", grid)
     return node

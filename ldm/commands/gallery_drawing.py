@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image as Pictures
 
 from ldm.commands.choices import choice
+from ldm.commands.drawing import text_to_image
 from ldm.commands.errors import choices_of
 from ldm.commands.evaluate import load
 from ldm.commands.gallery_wish import Glimpse, Wish
-from ldm.commands.sample import text_to_image
 from ldm.generate import save_png, to_picture
 from ldm.runs.checkpoints import checkpoints
 from ldm.runs.folder import RunFolder

@@ -137,7 +137,7 @@ class Pages(BaseHTTPRequestHandler):
             self._send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
 
     def _refuse_other_sites(self) -> None:
-        here = str(self.server.server_address[0])
+        here = str(self.server.server_address[0])  # type: ignore[index]  # TCP
         if not ipaddress.ip_address(here).is_loopback:
             return  # --anyone: other machines know it by names of their own
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""

@@ -1,10 +1,12 @@
 """The text encoder that a configuration names."""
 
-from omegaconf import DictConfig
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.building import build
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.captions_sized import SizedCaptions
+from ldm.frozen.sizes import SizedCaptions
 
 
 def text_encoder(config: DictConfig) -> CaptionEncoder:
@@ -19,7 +21,8 @@ def refuse_unheard_sizes(config: DictConfig) -> None:
     """ValueError where sizes would be told to a network that does not listen, or are not known."""
     if not config.text.get("sizes", False):
         return
-    if not config.backbone.get("pooled_width"):
+    backbone: Any = OmegaConf.to_container(config.backbone, resolve=False)
+    if not backbone.get("pooled_width"):
         raise ValueError(
             "text.sizes=true, but the backbone takes no pooled vector; set "
             "backbone.pooled_width='${text.pooled_width}', or text.sizes=false"

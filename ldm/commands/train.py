@@ -205,7 +205,7 @@ def _trainer(
     config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], resumed: Checkpoint | None
 ) -> L.Trainer:
     every, axis = config.checkpoint.every, StepAxis()
-    after = None if rank() else resumed.step if resumed else 0
+    after = None if rank() else resumed.step if resumed else -1
     callbacks = [
         axis,
         Blocks(**config.blocks),

@@ -17,11 +17,11 @@ class Ahead:
     """A few threads a process, started when they are first needed. What they cannot fetch is left
     to the reading itself, which tries again and tells the error."""
 
-    _process: int
+    _process: int  # whose threads they are
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self.remote = any(is_remote(source.name) for source in sources)
+        self.remote: bool = any(is_remote(source.name) for source in sources)
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class LatentData(Numbered):
         self.made_by: dict[str, str] = first["made_by"]
         self.layout = Layout(**first["layout"])
         self._null_offset: int | None = first.get("null")
+        if self.layout.has_text and self._null_offset is None:
+            raise ValueError(f"{names[0]} lacks the empty caption's text states; encode anew")
         if flip and self.layout.views < 2:
             raise ValueError(
                 f"{names[0]} has no mirror images; encode them too, or set data.train.flip=false"

@@ -201,7 +201,7 @@ def unet_to_diffusers(network: UNet, size: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "_class_name": DIFFUSERS_CLASS,
         "sample_size": size,
-        "in_channels": network.in_channels,
+        "in_channels": network.in_channels + len(network.spatial),
         "out_channels": network.out_channels,
         "block_out_channels": list(network.channels),
         "layers_per_block": network.residual_blocks,
@@ -310,15 +310,16 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             "here: only 'text', 'text_time' and 'projection' are known, the last two one at a time"
         )
     pooled = config.get("projection_class_embeddings_input_dim") if any(wide) else 0
+    out = config.get("out_channels", 4)
     return {
-        "in_channels": config.get("in_channels", 4),
+        **channels_in(config.get("in_channels", 4), out),
         "text_width": config.get("cross_attention_dim", 1280),
         "channels": list(channels),
         "depths": [d if "CrossAttn" in kind else 0 for d, kind in zip(depths, kinds, strict=True)],
         "heads": heads,
         "middle_depth": depths[-1],
         "residual_blocks": blocks.pop(),
-        "out_channels": config.get("out_channels", 4),
+        "out_channels": out,
         "pooled_width": pooled or 0,
         "text_pool_heads": config.get("addition_embed_type_num_heads", 64)
         if added == "text"
@@ -327,3 +328,11 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "attend_padding": True,
         "time_offset": -1.0,
     }
+
+
+def channels_in(taken: int, made: int) -> dict[str, Any]:
+    """A network that takes more channels than it makes is told of a picture: of a mask, where it
+    is 1, and a masked latent (inpainting), or of another latent."""
+    beside = max(0, taken - made)
+    blank = [1.0] + [0.0] * made if beside == made + 1 else [0.0] * beside
+    return {"in_channels": taken - beside, "spatial": blank}

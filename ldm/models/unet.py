@@ -34,6 +34,8 @@ class UNet(nn.Module):
     text_pool_heads: of an attention that pools the tokens into the time embedding; 0 for none.
     attend_padding: attends to padded tokens too, as the published weights did in training.
     time_offset: the network is told 1000 t + time_offset; -1 for weights trained on a table.
+    spatial: a number for each channel of `Condition.spatial`, which stands there when nothing is
+        told: [1, 0, 0, 0, 0] for inpainting in latents of 4 channels.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class UNet(nn.Module):
         groups: int = 32,
         attend_padding: bool = False,
         time_offset: float = 0.0,
+        spatial: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if not len(channels) == len(depths) == len(heads):
@@ -73,6 +76,7 @@ class UNet(nn.Module):
         self.text_pool_heads = text_pool_heads
         self.groups = groups
         self.attend_padding = attend_padding
+        self.spatial = tuple(spatial)
         self.embedding_width = 4 * channels[0]
 
         self.time = TimeEmbedding(channels[0], self.embedding_width, offset=time_offset)
@@ -82,7 +86,7 @@ class UNet(nn.Module):
             if text_pool_heads
             else None
         )
-        self.enter = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.enter = nn.Conv2d(in_channels + len(spatial), channels[0], 3, padding=1)
         down, kept = self._down_blocks()
         middle = [
             self._block(channels[-1], len(channels) - 1, middle_depth),
@@ -158,9 +162,8 @@ class UNet(nn.Module):
         embedding = self.embed(t, condition)
         tokens = condition.tokens.to(embedding.dtype)
         mask = None if self.attend_padding else condition.mask
-        x = self.enter(
-            beside(x_t, condition, self.in_channels).to(memory_format=torch.channels_last)
-        )
+        told = beside(x_t, condition, self.in_channels, self.spatial)
+        x = self.enter(told.to(memory_format=torch.channels_last))
         ups = len(self.channels) * (self.residual_blocks + 1)
         downs = len(self.blocks) - ups - 2
         kept = [x]

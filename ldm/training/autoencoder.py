@@ -138,7 +138,8 @@ class AutoencoderModule(OneOptimizer):
     def on_validation_epoch_end(self) -> None:
         """Numbers over the whole set and all ranks."""
         for name, value in self.watched.compute().items():
-            self.log(f"val/{name}", value, prog_bar=name == "psnr")
+            # They are of all ranks already; Lightning does not know it.
+            self.log(f"val/{name}", value, prog_bar=name == "psnr", sync_dist=True)
         self.watched.reset()
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """Training of the denoising network in the latent space of a frozen autoencoder."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
@@ -10,10 +11,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ldm.data import condition_of, posterior_of
 from ldm.data.latents import LatentBatch
-from ldm.diffusion import Denoiser, Objective
+from ldm.diffusion import Denoiser, LearnedUncertainty, Objective, TimeBins
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.captions_sized import of_sizes
 from ldm.frozen.codec import LatentCodec
+from ldm.models import TokenAlignment
+from ldm.training.conditioning import Conditioning
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
 from ldm.training.module import OneOptimizer
@@ -28,8 +30,9 @@ class LatentDiffusionModule(OneOptimizer):
 
     With probability `condition_dropout` a row's caption is replaced by the empty one, which is
     what classifier-free guidance needs (Ho & Salimans 2022). `ema_decay` is reached gradually:
-    the average of a short run is not held back by its first steps. With `tell_sizes`, which goes
-    with `SizedCaptions`, the network is told each picture's own size and crop (SDXL, 2.2).
+    the average of a short run is not held back by its first steps. `alignment` adds its loss to
+    that of the objective. With `uncertainty` every time
+    pulls on the network alike. `bins` gathers the loss by time, on the device.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class LatentDiffusionModule(OneOptimizer):
         lr_schedule: Callable[[Optimizer], LRScheduler],
         condition_dropout: float = 0.1,
         ema_decay: float = 0.9999,
+        conditioning: Conditioning | None = None,
+        alignment: TokenAlignment | None = None,
         on_nonfinite: str = "skip",
-        tell_sizes: bool = False,
+        uncertainty: LearnedUncertainty | None = None,
     ) -> None:
         super().__init__(optimizer, lr_schedule, on_nonfinite)
         if not 0 <= condition_dropout < 1:
@@ -54,18 +59,25 @@ class LatentDiffusionModule(OneOptimizer):
             )
         self.network: Any = network
         self.average: Any = twin(network)
+        self.uncertainty = uncertainty
         self.objective = objective
         self.codec = codec
         self.captions = captions
         self.condition_dropout = condition_dropout
         self.ema_decay = ema_decay
-        self.tell_sizes = tell_sizes
+        self.conditioning = conditioning or Conditioning()
+        self.conditioning.refuse_unfit(network, captions)
+        self.alignment = alignment
+        self.bins = TimeBins(torch.device("cpu"))
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
         device = self.trainer.strategy.root_device  # self.device is not moved yet
         self.codec.to(device)
         self.captions.to(device)
+        if self.alignment is not None:
+            self.alignment.features.to(device)
+        self.bins = TimeBins(device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss of one batch."""
@@ -75,8 +87,16 @@ class LatentDiffusionModule(OneOptimizer):
         else:
             latent = self.codec.encode(batch["image"], draws)
         condition = self._with_dropout(batch, draws)
-        losses = self.objective(self.network, latent, condition, draws)
+        condition = self.conditioning.masked(condition, self.network, latent, draws)
+        with nullcontext() if self.alignment is None else self.alignment.watching(self.network):
+            losses = self.objective(self.network, latent, condition, draws)
+        if self.alignment is not None:
+            losses = losses + self._aligned(batch)
         self.nonfinite.watch(batch["key"], losses)
+        times = self.objective.draw_times(draws)
+        self.bins.add(times, losses)
+        if self.uncertainty is not None:
+            losses = self.uncertainty(losses, times)
         loss = losses.mean()
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -92,7 +112,7 @@ class LatentDiffusionModule(OneOptimizer):
         image: Image = batch["image"]
         rows = range(batch["position"], batch["position"] + len(image))
         draws = Draws(VALIDATION_SEED, 0, rows, batch["of"], image.device)
-        condition = self._sized(self.captions(batch["caption"]), batch)
+        condition = self.conditioning.told(self.captions, self.codec, batch, draws)
         latent = self.codec.encode(image)
         loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
         self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))
@@ -101,25 +121,27 @@ class LatentDiffusionModule(OneOptimizer):
         """The averaged network, ready for a sampler."""
         return self.objective.denoiser(self.average)
 
-    def _with_dropout(self, batch: dict[str, Any], draws: Draws) -> Condition:
-        """The batch's text states, or what the text encoder says of its captions; of the empty
-        caption in the rows that are dropped."""
-        keep = draws.uniform((), "condition dropout") >= self.condition_dropout
-        condition = condition_of(cast(LatentBatch, batch))
-        if condition is not None:
-            return condition.where(keep, _repeated(batch["null_text"], len(keep)))
-        condition = self.captions(batch["caption"])
-        null = self.captions([""] * len(condition))
-        return self._sized(condition.where(keep, null), batch)
+    def _aligned(self, batch: dict[str, Any]) -> Tensor:
+        if "image" not in batch:
+            raise ValueError(
+                "module.alignment looks at pictures, and latent shards hold none: set data=shards"
+            )
+        assert self.alignment is not None
+        losses: Tensor = self.alignment(batch["image"])
+        self.log("train/alignment", losses.mean())
+        return losses
 
-    def _sized(self, condition: Condition, batch: dict[str, Any]) -> Condition:
-        """The condition is told how large each picture was and what was cut out of it, in the rows
-        whose caption is dropped too."""
-        if not self.tell_sizes:
-            return condition
-        shape = torch.tensor(batch["image"].shape[2:], device=condition.tokens.device)
-        parts = (batch["original"], batch["corner"], shape.expand(len(condition), 2))
-        return of_sizes(condition, torch.cat(parts, dim=1).float())
+    def _with_dropout(self, batch: dict[str, Any], draws: Draws) -> Condition:
+        """What the batch's pictures are told of; in the rows that are dropped of the empty caption.
+        Those keep their sizes and what stands beside the latent."""
+        keep = draws.uniform((), "condition dropout") >= self.condition_dropout
+        stored = condition_of(cast(LatentBatch, batch))
+        if stored is not None:
+            self.conditioning.refuse_stored()
+            return stored.where(keep, _repeated(batch["null_text"], len(keep)))
+        told = self.conditioning.told(self.captions, self.codec, batch, draws, dropping=True)
+        silent = {**batch, "caption": [""] * len(told)}
+        return told.where(keep, self.conditioning.told(self.captions, self.codec, silent, None))
 
 
 def _repeated(one: Condition, rows: int) -> Condition:

@@ -130,7 +130,7 @@ class TensorBoard(TensorBoardLogger):
                 k: v if isinstance(v, bool | int | float) else str(v)
                 for k, v in self._settings.items()
             }
-            for summary in hparams(values, dict.fromkeys(sorted(self._measured), 0.0)):
+            for summary in hparams(values, dict.fromkeys(sorted(self._measured), 0.0)):  # type: ignore[no-untyped-call]
                 self.experiment._get_file_writer().add_summary(summary)
             self._measured.clear()
         super().finalize(status)

@@ -115,8 +115,9 @@ def the_same(place, one, other):
 
 
 def test_time_limit_signal_checkpoint_requeue_resume_done(place):
-    count = 2500
-    options = ["--nodes=1", "--ntasks-per-node=2", "--time=3", "--signal=USR1@130"]
+    count = int(os.environ.get("LDM_TEST_STEPS", 2500))  # more than fit in before the signal
+    limit = os.environ.get("LDM_TEST_LIMIT", "--time=3 --signal=USR1@120").split()
+    options = ["--nodes=1", "--ntasks-per-node=2", *limit]
     job = submit(place, "limited", count, *options)
     ended = ends(place, "limited", job, "COMPLETED", 1800)
     log = (place / "limited.log").read_text()

@@ -96,6 +96,8 @@ class Trainings:
         assert numbers(runs, name) == numbers(runs, alone)
         steps = [line["step"] for line in numbers(runs, name) if "train/loss" in line]
         assert steps == list(range(1, STEPS + 1))
+        looks = [line["step"] for line in numbers(runs, name) if any("/frechet" in k for k in line)]
+        assert looks == [7, 14, STEPS]
 
 
 @pytest.fixture(scope="module")

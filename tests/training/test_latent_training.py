@@ -12,9 +12,9 @@ from ldm.commands import encode
 from ldm.commands.parts import AutoencoderStage, DiffusionStage
 from ldm.data import LatentData, ShardData
 from ldm.frozen.captions import OpenClipCaptions
-from ldm.frozen.captions_sized import SizedCaptions
 from ldm.frozen.clip import load_clip
 from ldm.frozen.codec import LatentCodec
+from ldm.frozen.sizes import SizedCaptions
 from ldm.training.data import Seen, refuse_different_data
 from ldm.training.diffusion import LatentDiffusionModule
 from ldm.types import Condition, Posterior

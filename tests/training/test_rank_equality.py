@@ -14,19 +14,23 @@ from tiny import FIRST, SECOND, last, make_shards, numbers
 
 pytestmark = pytest.mark.slow
 STEPS = 20
-FIRST_STAGE = FIRST + " module.critic.start=5 module.critic.ramp=5"
+# Differences in the last bit grow: Muon's iterations in bf16 make 1e-3 of them in one step, and a
+# critic with AdamW at 1e-3 makes 1e-4 of them within ten.
+FIRST_STAGE = FIRST + " module.critic.start=5 module.critic.ramp=5 module.optimizer.lr=1e-4"
+FIRST_STAGE += " module.optimizer._target_=torch.optim.AdamW"
 
 
-def settings_of(stage, name, trainer, accumulate):
+def settings_of(stage, name, trainer):
     """Clipped in nearly every step; with an average, and an adversary in the first stage."""
     text = FIRST_STAGE if stage == "first" else f"{SECOND} first_stage=runs/first-alone"
     for old, new in {
         "trainer=cpu": f"{trainer} trainer.gradient_clip_val=0.1",
         "max_steps=7": f"max_steps={STEPS}",
         "evaluation.every=3": "evaluation.every=10",
+        "global_batch=4": "global_batch=8",
     }.items():
         text = text.replace(old, new)
-    return f"{text} accumulate={accumulate} data=shards data.folder=shards name={name}"
+    return f"{text} accumulate=2 data=shards data.folder=shards name={name}"
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +46,16 @@ def train(tmp_path_factory, starter):
     place = tmp_path_factory.mktemp("ranks")
     make_shards(place / "shards")
 
-    def start(stage, name, ranks=1, way="cpu", accumulate=1):
+    def start(stage, name, ranks=1, way="cpu"):
         trainer = f"trainer={way} trainer.accelerator=cpu trainer.devices={ranks}"
-        settings = settings_of(stage, name, trainer, accumulate)
+        settings = settings_of(stage, name, trainer)
         if "precision=bf16-true" in way:
             settings = settings.replace("precision=32-true ", "")
         return starter.start(place, settings, ranks=ranks)
 
     start.place = place
     for stage in ("first", "second"):
-        run = start(stage, f"{stage}-alone", accumulate=4)
+        run = start(stage, f"{stage}-alone")
         assert run.wait() == [0], run.said()
     return start
 
@@ -74,18 +78,17 @@ def close(place, name, alone):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.parametrize("way", ["ddp", "ddp trainer.strategy.static_graph=true", "fsdp"])
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
 @pytest.mark.parametrize("stage", ["first", "second"])
 def test_two_ranks_are_one_process(train, stage, way):
-    name = f"{stage}-{way.split('=')[0].replace(' ', '-')}"
-    run = train(stage, name, 2, way, accumulate=2)
+    run = train(stage, f"{stage}-{way}", 2, way)
     assert run.wait() == [0, 0], run.said()
-    close(train.place, name, f"{stage}-alone")
+    close(train.place, f"{stage}-{way}", f"{stage}-alone")
 
 
 def test_weights_that_travel_in_bf16_are_kept_in_float32(train):
     """The loss stays within what bf16's eight bits give; no saved number has lost bits."""
-    run = train("second", "bf16", 2, "fsdp precision=bf16-true", accumulate=2)
+    run = train("second", "bf16", 2, "fsdp precision=bf16-true")
     assert run.wait() == [0, 0], run.said()
     state = last(train.place / "runs", "bf16").load()["state_dict"]
     for name, tensor in state.items():

@@ -5,11 +5,13 @@ from ldm.training.callbacks.checkpointing import Checkpointing, Stopped, WriteEr
 from ldm.training.callbacks.pictures import Reconstructions, SampleQuality
 from ldm.training.callbacks.progress import StepProgress, Work
 from ldm.training.callbacks.record import StepRecord
+from ldm.training.callbacks.time_bins import LossByTime
 from ldm.training.callbacks.watchdog import Watchdog
 
 __all__ = [
     "Blocks",
     "Checkpointing",
+    "LossByTime",
     "Reconstructions",
     "SampleQuality",
     "StepProgress",

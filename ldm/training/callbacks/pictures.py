@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from ldm.diffusion import Sampler
+from ldm.diffusion import Guidance, Sampler
 from ldm.generate import TextToImage, grid, save_png
 from ldm.metrics import MetricGroup
 from ldm.training.loggers import albums
@@ -23,6 +23,11 @@ class _EverySteps(L.Callback):
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
         self._looked = -1
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """The step where it begins was looked at when it was trained; before the first there is
+        nothing to see."""
+        self._looked = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """After the step that `every` divides."""
@@ -94,12 +99,13 @@ class SampleQuality(_EverySteps):
         image_size: int,
         batch_size: int = 64,
         precision: torch.dtype | None = None,
+        manner: Guidance,
     ) -> None:
         super().__init__(every, folder)
         self.grid_prompts, self.prompts = list(grid_prompts), list(prompts)
         self.metrics = metrics
         self.sampler, self.guidance, self.image_size = sampler, guidance, image_size
-        self.batch_size, self.precision = batch_size, precision
+        self.batch_size, self.precision, self.manner = batch_size, precision, manner
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
         """Draw, show, measure."""
@@ -111,6 +117,7 @@ class SampleQuality(_EverySteps):
             self.image_size,
             self.guidance,
             self.precision,
+            self.manner,
         )
         self.metrics.reset(module.device)
         try:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as distributed
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_map
 
 from ldm.runs.checkpoints import (
@@ -54,8 +55,8 @@ class CheckpointWriter:
     def write(
         self, trainer: L.Trainer, state: dict[str, Any], step: int, best: Best | None
     ) -> None:
-        """Every rank calls it; the tensors may change as soon as it returns. ValueError-free: what
-        goes wrong is told by `settle`."""
+        """Every rank calls it; the tensors may change as soon as it returns. `settle` tells what
+        went wrong."""
         self.settle()
         self.written = step
         if is_sharded(state):
@@ -107,7 +108,7 @@ class CheckpointWriter:
         tensors = {"state_dict": state.pop("state_dict"), "optimizer": state.pop("optimizer")}
 
         def job() -> None:
-            failed: Exception | None = None
+            failed: BaseException | None = None
             try:
                 if draft is None:
                     raise OSError("rank 0 could not begin")
@@ -116,7 +117,9 @@ class CheckpointWriter:
                     torch.save(state, draft / STATE)
                     finish(draft, step)
                     self._follow_up(best)
-            except Exception as error:  # a rank's own, or another's, which all ranks are told
+            except CheckpointException as error:  # no Exception to torch; all ranks are told
+                failed = next(iter(error.failures.values()))[0]
+            except Exception as error:
                 failed = error
             if self._between.now(failed is not None):
                 if first and draft is not None:

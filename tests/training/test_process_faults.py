@@ -79,7 +79,7 @@ def test_an_error_on_one_rank_is_kept_as_the_first_cause(place, starter):
     settings = LONG.replace("trainer=cpu", TWO.format("ddp")) + " name=error"
     fault = {"rank": 1, "fault": "raising", "step": 4, "error": "RuntimeError"}
     run = starter.start(place, settings, ranks=2, fault=fault)
-    assert run.wait(120) == [75, 1]
+    assert run.wait() == [75, 1]
     failures = place / "runs" / "error" / "failures"
     assert "RuntimeError: injected" in (failures / "rank-1.txt").read_text()
     assert f"rank 0 lost another rank; {failures.relative_to(place)} tells why" in run.said()
@@ -156,7 +156,7 @@ def in_session(leader):
 def test_a_master_that_no_name_server_knows_is_named(place, starter):
     settings = LONG.replace("trainer=cpu", TWO.format("ddp")) + " name=nowhere"
     run = starter.start(place, settings, ranks=2, MASTER_ADDR="nowhere.invalid")
-    assert run.wait(120) == [2, 2]
+    assert run.wait() == [2, 2]
     assert "MASTER_ADDR=nowhere.invalid" in run.said()
 
 

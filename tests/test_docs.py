@@ -7,7 +7,6 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from ldm.commands import parser_of_all
@@ -17,6 +16,7 @@ from ldm.commands.check import checked
 from ldm.commands.composing import choices, composed
 from ldm.commands.errors import CONF
 from ldm.commands.fitting import plan
+from ldm.data import ShardData, normalise, validation_batches
 from ldm.diffusion import RectifiedFlow, UniformGrid
 
 sys.path.insert(0, str(Path(__file__).parent / "diffusion"))
@@ -150,9 +150,11 @@ def test_the_metric_of_the_worked_example_tells_one_picture_from_many(extended):
     check_node(node["metrics"]["sameness"], "metrics.sameness", ("features",))
     features = build(node["features"], "features")
     metric = import_module("ldm.metrics.sameness").Sameness(features)
-    one = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    metric.update(one.expand(4, -1, -1, -1), [""] * 4)
-    assert metric.compute() == pytest.approx(1.0, abs=1e-6)
+    val = ShardData("asset:emoji/val-*.tar", 64)
+    batch = next(iter(validation_batches(val, batch=16, rank=0, world=1, workers=0)))
+    images = normalise(batch["image"])
+    metric.update(images[:1].expand(4, -1, -1, -1), [""] * 4)
+    assert float(metric.compute()) == pytest.approx(1.0, abs=1e-6)
     metric.reset()
-    metric.update(torch.cat([one, -one, one.flip(1).sign(), one.round()]), [""] * 4)
-    assert metric.compute() < 0.99
+    metric.update(images, [""] * 16)
+    assert float(metric.compute()) < 0.99

@@ -6,7 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from ldm.commands.errors import reported
-from ldm.runs.signals import stop_signals
+from ldm.runs.processes import requeue
+from ldm.runs.signals import RETRY, SAVED, stop_signals
 
 stop_signals.install()  # a job may be told to stop while it is still importing
 
@@ -17,7 +18,10 @@ def main(config: DictConfig) -> None:
     from ldm.commands.train import train
 
     # Reported here, or Hydra would add a story of its own.
-    if code := reported(lambda: train(config)):
+    code = reported(lambda: train(config))
+    if code in (SAVED, RETRY):
+        requeue()
+    if code:
         sys.exit(code)
 
 

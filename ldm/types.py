@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypedDict, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Image: TypeAlias = Float[Tensor, "b 3 H W"]  # RGB in [-1, 1]
@@ -31,12 +31,14 @@ class Batch(TypedDict):
 @dataclass(frozen=True)
 class Condition:
     """What the denoiser is told about each sample: token states, and optionally one vector, and
-    channels that stand beside the noisy latent (a masked picture, a small one enlarged)."""
+    channels that stand beside the noisy latent (a masked picture, a small one enlarged). In masked
+    training `kept` numbers the patches that the inner blocks look at; no other use sets it."""
 
     tokens: Float[Tensor, "b l d"]
     mask: Bool[Tensor, "b l"]  # True where a token counts
     pooled: Float[Tensor, "b p"] | None = None
     spatial: Float[Tensor, "b s h w"] | None = None
+    kept: Int[Tensor, "b k"] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -137,6 +137,7 @@ def test_the_second_stage_leaves_samples_prompts_and_scores(place):
     run = place / "runs" / "second"
     events = tags(run)
     wanted = {"train/loss", "val/loss", "sample/fd_clip", "sample/clip_score"}
+    wanted |= {f"train/loss_by_time/{k / 8:.3f}-{(k + 1) / 8:.3f}" for k in range(8)}
     assert wanted <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Images("samples")] == [2, 4]
     text = events.Tensors("samples/prompts/text_summary")[0].tensor_proto.string_val[0].decode()
@@ -306,6 +307,35 @@ def test_a_prompt_and_a_seed_are_a_picture_in_any_batch(place):
         assert first.text["prompt"] == "blue ball"
         assert first.text["seed"] == "4"
         assert first.text["checkpoint"] == "second/step-00000004"
+
+
+def test_every_option_of_the_process_is_reached_by_an_override(place):
+    """Times, weight, learned variance and uncertainty, noises, grid and guidance in one run; then
+    a picture from another, its trajectory, and the forward chain."""
+    done = train(
+        "experiment=emoji/diffusion name=third backbone=unet_tiny image_size=32 "
+        "first_stage=runs/first data=shards data.folder=shards evaluation.prompts=4 "
+        "times=mode weight=min_snr diffusion.variance={_target_:ldm.diffusion.LearnedVariance} "
+        "module.uncertainty={_target_:ldm.diffusion.LearnedUncertainty} "
+        "diffusion.offset_noise=0.1 diffusion.input_perturbation=0.1 sampler=ddpm sampler.steps=2 "
+        "grid=shifted guidance=adaptive trainer.max_steps=2 evaluation.every=2 "
+        "module.lr_schedule.warmup=1",
+        place,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (place / "runs/third/samples/samples-00000002.png").is_file()
+    drawn = ldm(
+        *("sample", "runs/third", "red ball", "--out", "c", "--init-image", "pictures/00.png"),
+        *("--strength", "0.8", "--steps", "4", "--guidance-kind", "rescaled", "--trajectory"),
+        *("--guidance", "2", "--thresholding", "3", "--autoguidance", "runs/third", "--eta", "0"),
+        cwd=place,
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    names = {path.name for path in (place / "c").iterdir()}
+    assert {"000000.png", "000000-trajectory.png", "000000-trajectory.gif"} <= names
+    chain = ("explain", "runs/third", "--image", "pictures/00.png", "--out", "c")
+    assert ldm(*chain, cwd=place).returncode == 0
+    assert {"chain.png", "snr.png"} <= {path.name for path in (place / "c").iterdir()}
 
 
 def test_the_same_command_again_has_nothing_to_do(place):

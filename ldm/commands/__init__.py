@@ -11,7 +11,9 @@ VERBS = (
     "encode",
     "check",
     "sample",
+    "explain",
     "reconstruct",
+    "stages",
     "importing",
     "export",
     "stats",
@@ -20,19 +22,26 @@ VERBS = (
     "runs",
     "config",
     "report",
+    "gallery",
+    "sweep",
     "doctor",
     "consolidate",
     "plan",
 )
 
 
-def main() -> int:
-    """Parse the command line and run the verb."""
+def parser_of_all() -> argparse.ArgumentParser:
+    """`ldm` with all its verbs."""
     parser = argparse.ArgumentParser(
         prog="ldm", description="Latent diffusion models, from pictures to prompted samples."
     )
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         import_module(f"ldm.commands.{verb}").add_parser(subparsers)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Parse the command line and run the verb."""
+    arguments = parser_of_all().parse_args()
     return reported(lambda: arguments.func(arguments))

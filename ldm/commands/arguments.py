@@ -61,6 +61,7 @@ RANGES = {
             "num_nodes",
             "embed_dim",
             "scales",
+            "rank",
             "out_channels",
             "image_channels",
         ],
@@ -91,6 +92,8 @@ RANGES = {
     **dict.fromkeys(
         (
             "condition_dropout",
+            "encoder_dropout",
+            "token_masking",
             "dropout",
             "ema_decay",
             "betas",

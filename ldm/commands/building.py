@@ -18,6 +18,7 @@ from ldm.commands.errors import nearest
 
 ALLOWED = ("ldm.", "torch.optim.", "torch.nn.", "lightning.", "torchmetrics.")
 _RESERVED = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
+WEIGHTS = "init"  # of a network's node: where its weights come from, no argument of its constructor
 UNKNOWN = object()  # stands for a value that only the first stage or the text encoder will tell
 
 
@@ -29,6 +30,8 @@ def build(config: Any, key: str, **objects: Any) -> Any:
     """
     node: Any = OmegaConf.to_container(config, resolve=True) if _is_node(config) else config
     check(node, key, tuple(objects))
+    if isinstance(node, Mapping) and WEIGHTS in node:
+        node = {name: value for name, value in node.items() if name != WEIGHTS}
     try:
         if not objects:
             return instantiate(node, _convert_="all")
@@ -68,6 +71,9 @@ def check(node: Any, key: str, given: Sequence[str] = ()) -> None:
 def _check_call(node: Mapping[str, Any], key: str, given: Sequence[str]) -> None:
     function = target_of(node["_target_"], key)
     arguments = {name for name in node if name not in _RESERVED}
+    if "." not in key and WEIGHTS in arguments:
+        _check_argument(node[WEIGHTS], str | None, WEIGHTS, f"{key}.{WEIGHTS}")
+        arguments.remove(WEIGHTS)
     parameters = inspect.signature(function).parameters
     hints = hints_of(function)
     for name in sorted(arguments & set(parameters)):

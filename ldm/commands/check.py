@@ -5,7 +5,13 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
+
+_PACKAGES = {  # that a choice needs and the project does not bring
+    "ldm.training.loggers_elsewhere.WeightsAndBiases": "wandb",
+    "ldm.training.loggers_elsewhere.MLflow": "mlflow",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -113,6 +119,7 @@ def _given(key: str, node: Mapping[str, Any]) -> tuple[str, ...]:
     given = {
         "module": ("autoencoder", "network", "tokenizer", "objective", "codec", "captions"),
         "trainer": ("callbacks", "logger"),
+        "logger": ("axis",),
     }
     return given.get(key, ())
 
@@ -130,6 +137,19 @@ def _check_together(config: Mapping[str, Any]) -> None:
     if trainer.get("accelerator") == "cpu" and str(config["precision"]).startswith("16"):
         raise ValueError(
             f"precision={config['precision']} needs a GPU; set precision=bf16-mixed or 32-true"
+        )
+    package = _PACKAGES.get((config.get("logger") or {}).get("_target_", ""))
+    if package is not None and find_spec(package) is None:
+        raise ValueError(
+            f"logger={package}: the package {package} is not installed; pip install {package}, or "
+            "set logger=none (TensorBoard and metrics.jsonl are always written)"
+        )
+    strategy = trainer.get("strategy")
+    kind = strategy.get("_target_") if isinstance(strategy, Mapping) else None
+    if config["precision"] == "bf16-true" and kind != "ldm.training.sharding.FullySharded":
+        raise ValueError(
+            "precision=bf16-true keeps float32 weights for optimizer and average only in parts; "
+            "set trainer=fsdp, or precision=bf16-mixed, which does so with every trainer"
         )
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:

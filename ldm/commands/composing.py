@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from ldm.commands.errors import CONF, nearest
+from ldm.commands.errors import CONF, choices_of, nearest
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -29,11 +29,10 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 def choices(group: str) -> list[str]:
     """The names of a group, subfolders with; ValueError lists the groups there are."""
-    folder = CONF / group
-    if not folder.is_dir():
+    if not (CONF / group).is_dir():
         groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
         raise ValueError(
             f"{group!r} is no group of settings{nearest(group, groups)} "
             f"(there are: {', '.join(groups)})"
         )
-    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    return choices_of(group)

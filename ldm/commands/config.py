@@ -56,8 +56,8 @@ def explain_key(arguments: argparse.Namespace) -> int:
     for name, text in facts.items():
         if text:
             print(f"{name:>9}  {text}")
-    for experiment, value in _setters(key):
-        print(f"{'set by':>9}  experiment={experiment}: {value}")
+    for setter, value in _setters(key):
+        print(f"{'set by':>9}  {setter}: {value}")
     return 0
 
 
@@ -116,7 +116,7 @@ def _sentences(function: Any, name: str) -> str:
 
 
 def _setters(key: str) -> list[tuple[str, str]]:
-    """The shipped experiments whose own file sets the key."""
+    """The shipped experiments, and debug's choices, whose own file sets the key."""
     import yaml
 
     from ldm.commands.composing import choices
@@ -124,11 +124,12 @@ def _setters(key: str) -> list[tuple[str, str]]:
     from ldm.runs.folder import flatten
 
     found = []
-    for name in choices("experiment"):
-        text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-        flat = flatten(yaml.safe_load(text) or {})
-        if key in flat:
-            found.append((name, str(flat[key])))
+    for group in ("experiment", "debug"):
+        for name in choices(group):
+            text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+            flat = flatten(yaml.safe_load(text) or {})
+            if key in flat:
+                found.append((f"{group}={name}", str(flat[key])))
     return found
 
 

@@ -1,4 +1,5 @@
-"""`ldm encode`: the first stage's latents into shards, so that stage two trains without it."""
+"""`ldm encode`: latents and text states into shards, so that stage two trains without the networks
+that make them. Under torchrun or srun the ranks share the shards out among them."""
 
 import argparse
 import sys
@@ -12,10 +13,23 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run", help="the folder of a finished autoencoder run")
     parser.add_argument("out", metavar="DST", help="where latent shards go")
     parser.add_argument(
-        "--shards", default="asset:emoji/train-*.tar", help="pictures (default: the emoji)"
+        "--shards",
+        nargs="+",
+        default=["asset:emoji/train-*.tar"],
+        help="pictures (default: the emoji)",
     )
     parser.add_argument("--split", default="train", help="names the files (default: train)")
+    parser.add_argument("--flip", action="store_true", help="mirror images too, as a second set")
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="the second stage's text encoder, as for train.py: text=sd15 text.encoder.source=…",
+    )
+    parser.add_argument("--no-text", action="store_true", help="captions instead of states")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode pictures")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.set_defaults(func=run)
 
@@ -26,46 +40,111 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import track
 
     from ldm.commands.parts import load_codec
-    from ldm.data import ShardData
-    from ldm.data.encoding import LatentFolder
-    from ldm.data.latents import Layout
+    from ldm.data import DataError, ShardData
     from ldm.runs.folder import RunFolder
+    from ldm.runs.processes import rank, world
 
+    if arguments.batch_size < 1 or arguments.workers < 0:
+        raise ValueError("--batch-size must be 1 or more, --workers 0 or more")
     codec = load_codec(arguments.run)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    captions = None if arguments.no_text else _text_encoder(arguments.text)
+    device = torch.device(arguments.device or _own_device())
     codec.to(device)
+    if captions is not None:
+        captions.to(device)
     size = RunFolder(Path(arguments.run)).config()["image_size"]
     data = ShardData(arguments.shards, size)
-    made_by = {
-        "first_stage": codec.statistics.fingerprint or "",
-        "source": data.content_hash,
-        "size": str(size),
-    }
-    folder = LatentFolder(
-        Path(arguments.out), arguments.split, Layout(*codec.latent_shape(size)), made_by
-    )
-    for path, samples in folder.pending(data.set.sizes, 0, 1):
-        with folder.shard(path) as writer:
-            steps = range(samples.start, samples.stop, arguments.batch_size)
-            for start in track(steps, path.name, transient=True, disable=not sys.stderr.isatty()):
-                stop = min(start + arguments.batch_size, samples.stop)
-                batch = _read(data, range(start, stop))
-                with torch.no_grad():
-                    posterior = codec.autoencoder.encode(batch["image"].to(device))
-                writer.add(batch["key"], batch["caption"], [posterior])
-    print(f"{arguments.out}: {len(data)} latents; train with data=latents data.folder=…")
+    folder = _folder(arguments, codec, captions, data)
+    todo = folder.pending(data.set.sizes, rank(), world())
+    for path, samples in todo:
+        try:
+            with folder.shard(path) as writer:
+                for batch in track(
+                    _batches(data, samples, arguments),
+                    path.name,
+                    total=-(-len(samples) // arguments.batch_size),
+                    transient=True,
+                    disable=not sys.stderr.isatty(),
+                ):
+                    images = batch["image"].to(device)
+                    views = [images, images.flip(-1)][: folder.layout.views]
+                    with torch.no_grad():
+                        moments = [codec.autoencoder.encode(view) for view in views]
+                    said = None if captions is None else captions(batch["caption"])
+                    writer.add(batch["key"], batch["caption"], moments, said)
+        except DataError as error:
+            raise ValueError(str(error)) from None
+    _tell(arguments, len(data), len(todo), rank(), world())
     return 0
 
 
-def _read(data: Any, samples: range) -> dict[str, Any]:
-    """These samples in order, normalised; ValueError where one cannot be read."""
+def _text_encoder(overrides: list[str]) -> Any:
+    """The one that the second stage would build with these settings."""
+    from ldm.commands.building import build
+    from ldm.commands.composing import composed
+
+    for override in overrides:
+        if not override.lstrip("+").startswith(("text=", "text.")):
+            raise ValueError(f"--text {override}: only the group text is set here; write text=NAME")
+    config = composed(["name=encode", "first_stage=none", *overrides])
+    return build(config.text.encoder, "text.encoder")
+
+
+def _own_device() -> str:
+    """A GPU for each rank of a node."""
+    import os
+
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+def _folder(arguments: argparse.Namespace, codec: Any, captions: Any, data: Any) -> Any:
+    """What the shards will hold, and the key that they are made by."""
+    from ldm.data.encoding import LatentFolder
+    from ldm.data.latents import Layout
+
+    channels, height, width = codec.latent_shape(data.size)
+    made_by = {
+        "first_stage": codec.statistics.fingerprint or "",
+        "source": data.content_hash,
+        "transforms": data.transforms,
+    }
+    null = None
+    tokens = token_width = pooled_width = 0
+    if captions is not None:
+        null = captions([""])
+        tokens, token_width = null.tokens.shape[1:]
+        pooled_width = captions.pooled_width
+        made_by["text"] = captions.fingerprint()
+    layout = Layout(channels, height, width, 1 + arguments.flip, tokens, token_width, pooled_width)
+    return LatentFolder(Path(arguments.out), arguments.split, layout, made_by, null)
+
+
+def _batches(data: Any, samples: range, arguments: argparse.Namespace) -> Any:
+    """The samples in their order, normalised; ValueError where one cannot be read."""
     import numpy as np
 
-    from ldm.data import normalise
-    from ldm.data.order import Rows
+    from ldm.data import OrderedBatches, normalise
 
-    wanted = np.arange(samples.start, samples.stop)
-    batch, faults = data.read(Rows(wanted, wanted, seed=0))
-    if faults:
-        raise ValueError(f"{faults[0]}; mend the shards (`ldm shards verify`), then encode")
-    return {**batch, "image": normalise(batch["image"])}
+    batches = OrderedBatches(data, samples, batch=arguments.batch_size, workers=arguments.workers)
+    for step, batch in enumerate(batches):
+        wanted = np.asarray(samples[step * arguments.batch_size :][: len(batch["key"])])
+        for key, own in zip(batch["key"], data.set.keys(data.set.lines(wanted)), strict=True):
+            if key != own:
+                raise ValueError(
+                    f"sample {own} of {', '.join(data.set.where(wanted))} cannot be read; mend the "
+                    "shards (`ldm shards verify` says how), then encode"
+                )
+        yield {**batch, "image": normalise(batch["image"])}
+
+
+def _tell(arguments: argparse.Namespace, count: int, written: int, rank: int, world: int) -> None:
+    share = f"rank {rank} of {world}: " if world > 1 else ""
+    what = f"{count} latents" + (", mirror images too" if arguments.flip else "")
+    print(
+        f"{share}{arguments.out}: {what}, {written} shards written now; train with "
+        f"data=latents data.folder={arguments.out}"
+    )

@@ -35,13 +35,13 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return _unknown_key(match[1], arguments)
     if match := re.search(r"Could not find '([^']+)'.*?Available options in '([^']+)'", text, re.S):
         group, choice = match[2], match[1].removeprefix(match[2] + "/")
-        return _unknown_choice(group, choice)
+        return unknown_choice(group, choice)
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = match[1].rpartition("/")
         while group and not (CONF / group).is_dir():
             group, _, head = group.rpartition("/")
             choice = f"{head}/{choice}"
-        return _unknown_choice(group, choice) if group else " ".join(text.split())
+        return unknown_choice(group, choice) if group else " ".join(text.split())
     if match := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{match[1]}: not set, and there is no default; set {match[1]}=VALUE"
     return " ".join(text.split())
@@ -75,14 +75,17 @@ def _unknown_key(key: str, arguments: list[str]) -> str:
     return f"{key}: no such key in this configuration{hint} (`--cfg job` prints all keys)"
 
 
-def _unknown_choice(group: str, choice: str) -> str:
+def choices_of(group: str) -> list[str]:
+    """The names of a group, subfolders with."""
     folder = CONF / group
-    choices = sorted(
-        str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")
-    )
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def unknown_choice(group: str, choice: str) -> str:
+    """One line that lists what there is."""
+    names = choices_of(group)
     return (
-        f"{group}={choice}: no such choice{nearest(choice, choices)} "
-        f"(there are: {', '.join(choices)})"
+        f"{group}={choice}: no such choice{nearest(choice, names)} (there are: {', '.join(names)})"
     )
 
 

@@ -5,14 +5,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ldm.commands.errors import FAILED
+from ldm.commands.options import add_options
 
 DEFAULT = "fd_clip,kid,clip_score,prdc"
-SWEPT = {"guidance": float, "steps": int, "sampler": str}
+SWEPT = {"guidance": float, "steps": int, "passes": int, "sampler": str}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -23,9 +23,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--prompts", metavar="FILE", help="one a line (default: val captions)")
     parser.add_argument("--samples", type=int, default=256, help="val captions that are drawn")
     parser.add_argument("--per-prompt", type=int, default=1, help="pictures of each prompt")
-    parser.add_argument("--steps", type=int, help="solver steps (default: the run's)")
-    parser.add_argument("--sampler", help="ddim, euler, heun, … (default: the run's)")
-    parser.add_argument("--guidance", type=float, help="1 is none (default: the run's)")
     parser.add_argument(
         "--sweep", nargs="+", default=[], metavar="KEY=A,B", help=f"of {', '.join(SWEPT)}"
     )
@@ -37,13 +34,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; then +1 each")
     parser.add_argument("--out", metavar="DIR", help="default: the run's evaluation/")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--first-stage", help="another place of the run's first stage")
-    parser.set_defaults(func=run, negative="")
+    add_options(parser)
+    parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; write results.json and, for a sweep, pareto.png."""
+    """Print the table; write results.json and, for a sweep, pareto.png and by-passes.png."""
     if min(arguments.batch_size, arguments.samples, arguments.per_prompt) < 1:
         raise ValueError("--batch-size, --samples and --per-prompt must be 1 or more")
     cells = settings_of(arguments)
@@ -105,7 +101,7 @@ def stage_of(run_folder: Path) -> str:
 
 
 def settings_of(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Each cell of the sweep as {steps, sampler, guidance}; None is the run's own."""
+    """Each cell of the sweep as {guidance, steps, passes, sampler}; None is the run's own."""
     axes: dict[str, list[Any]] = {key: [getattr(arguments, key)] for key in SWEPT}
     for asked in arguments.sweep:
         key, _, values = asked.partition("=")
@@ -159,15 +155,15 @@ def _cell_row(
     ranks: Any,
 ) -> dict[str, Any]:
     """One cell of the sweep: draw what is missing, and judge all of it."""
+    from ldm.commands.drawing import text_to_image
     from ldm.commands.judging import draw_missing, judge, open_folder, seconds_a_picture
-    from ldm.commands.sample import text_to_image
 
     asked = argparse.Namespace(**{**vars(arguments), **cell, "device": str(device)})
     generate, settings = text_to_image(trained, asked)
     settings.pop("config")
     shown = {
         "sampler": asked.sampler or settings["sampler"]["_target_"].rpartition(".")[2],
-        "steps": settings["sampler"]["steps"],
+        "steps": generate.sampler.steps,
         "guidance": settings["guidance"],
     }
     # Other settings, other prompts and other seeds have folders of their own.
@@ -181,7 +177,8 @@ def _cell_row(
     )  # fmt: skip
     pictures = open_folder(folder)
     values = judge(pictures, metrics, batch_size=arguments.batch_size, device=device, ranks=ranks)
-    row = {**shown, "pictures": len(pictures.files), "seconds": seconds_a_picture(folder)}
+    row = {**shown, "passes": generate.sampler.passes, "pictures": len(pictures.files)}
+    row["seconds"] = seconds_a_picture(folder)
     return {**row, "checkpoint": settings["checkpoint"], "values": values}
 
 
@@ -216,17 +213,11 @@ def load(target: str, first_stage: str | None) -> Any:
     path = Path(target)
     if not path.name.startswith("step-"):
         return load_diffusion(target, first_stage)
-    trained = load_diffusion(str(path.parent.parent), first_stage)
     checkpoint = Checkpoint(path, int(path.name.removeprefix("step-")))
     damage = checkpoint.damage()
     if damage is not None:
         raise ValueError(f"{path}: {damage}; name another checkpoint")
-    state = checkpoint.load()["state_dict"]
-    network: Any = trained.denoiser.network  # type: ignore[attr-defined]
-    network.load_state_dict(
-        {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
-    )
-    return replace(trained, checkpoint=checkpoint)
+    return load_diffusion(str(path.parent.parent), first_stage, checkpoint)
 
 
 def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[str]:
@@ -246,7 +237,7 @@ def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[s
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Rows as aligned text; what could not be measured is a dash, with the reason below."""
-    told: list[str] = ["sampler", "steps", "guidance", "pictures", "seconds"]
+    told: list[str] = ["sampler", "steps", "guidance", "passes", "pictures", "seconds"]
     heads = [key for key in told if key in rows[0]]
     heads += list(rows[0]["values"])
     lines, reasons = [heads], []

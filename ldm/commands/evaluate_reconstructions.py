@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from ldm.commands.judging import Ranks, ready
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
-from ldm.commands.parts import load_autoencoder, newest
+from ldm.commands.parts import load_autoencoder
+from ldm.commands.weights import newest
 from ldm.data import all_pictures
 from ldm.metrics import MetricGroup
 from ldm.runs.checkpoints import Checkpoint

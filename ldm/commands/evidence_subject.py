@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm.commands.building import build
-from ldm.commands.sample import text_to_image
+from ldm.commands.drawing import text_to_image
 from ldm.data import all_pictures
 from ldm.frozen.features import clip_features
 from ldm.generate import TextToImage

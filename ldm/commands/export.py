@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-FORMATS = ("diffusers", "compvis", "safetensors")
+FORMATS = ("diffusers", "compvis", "safetensors", "lora")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,6 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     if out.exists():
         raise ValueError(f"{out} exists already: name a folder that does not, or remove it")
     stage = RunFolder(Path(arguments.run)).config().get("stage_name")
+    if arguments.to == "lora" and stage != "diffusion":
+        raise ValueError(f"{arguments.run} is a run of stage {stage!r}, which has no lora")
     if stage == "autoencoder":
         notes = _autoencoder(arguments, out)
     elif stage == "diffusion":
@@ -42,25 +44,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _first_stage(codec: Any) -> Any:
-    from ldm.interop.pipelines import FirstStage
+    from ldm.interop.first_stage import FirstStage
 
     return FirstStage(codec.autoencoder, codec.statistics.mean, codec.statistics.std)
 
 
 def _autoencoder(arguments: argparse.Namespace, out: Path) -> str:
     from ldm.commands.parts import load_codec
-    from ldm.interop.pipelines import write_first_stage
+    from ldm.interop.first_stage import write_first_stage
     from ldm.runs.folder import RunFolder
 
     codec = load_codec(arguments.run)
     config = RunFolder(Path(arguments.run)).config()
     if arguments.to == "diffusers":
         library, name = write_first_stage(out, _first_stage(codec), config["image_size"])
-        return _loading(library, name)
+        if library != "diffusers":
+            return (
+                f"its autoencoder folds pixels: {name}.from_pretrained, of {library}.py beside it"
+            )
+        return f"diffusers.{name}.from_pretrained loads it"
     if arguments.to == "compvis":
-        from ldm.interop.pipelines import write_compvis
+        from ldm.interop.compvis_writing import write_compvis
 
-        write_compvis(out, None, first=_first_stage(codec), tower=None)
+        write_compvis(out, None, first=_first_stage(codec), text=None)
         return "model.safetensors holds first_stage_model.* with normalised latents"
     _write_ours(out, codec.autoencoder, config)
     return "model.safetensors holds the weights under our names, config.yaml the run's settings"
@@ -70,22 +76,27 @@ def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
     from omegaconf import OmegaConf
 
     from ldm.commands.parts import load_diffusion
-    from ldm.frozen.captions import OpenClipCaptions
-    from ldm.interop.pipelines import Tower, write_compvis, write_pipeline
+    from ldm.interop.compvis_writing import write_compvis
+    from ldm.interop.pipelines import Parts, write_pipeline
     from ldm.interop.schedulers import Described
+    from ldm.models import TextConditioned
 
+    if arguments.to == "lora":
+        return _lora(arguments, out)
     trained = load_diffusion(arguments.run, arguments.first_stage)
     network: Any = trained.denoiser.network  # type: ignore[attr-defined]
     if arguments.to == "safetensors":
         _write_ours(out, network, OmegaConf.to_container(trained.config, resolve=True))
         return "model.safetensors holds the network under our names, config.yaml the settings"
-    captions, tower = trained.captions, None
-    if isinstance(captions, OpenClipCaptions):
-        tower = Tower(captions.model, captions.tokenizer, captions.layer)
-    first = _first_stage(trained.codec)
+    if isinstance(network, TextConditioned):
+        raise ValueError(
+            "this network has a text transformer of its own, which is in no other tool: use --to "
+            "safetensors"
+        )
+    texts, first = texts_of(trained.captions), _first_stage(trained.codec)
     if arguments.to == "compvis":
-        write_compvis(out, network, first=first, tower=tower)
-        return "model.safetensors holds all parts under the prefixes of Stable Diffusion 2.x"
+        write_compvis(out, network, first=first, text=texts[0] if len(texts) == 1 else None)
+        return "model.safetensors holds all parts under the prefixes of Stable Diffusion"
     target: Any = trained.denoiser.target  # type: ignore[attr-defined]
     if network.time.scale != 1000:
         raise ValueError(
@@ -94,18 +105,63 @@ def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
         )
     described = Described(trained.denoiser.schedule, target, network.time.offset)
     size = trained.codec.latent_shape(trained.config.image_size)[1]
-    name = write_pipeline(out, network, first=first, tower=tower, described=described, size=size)
+    name = write_pipeline(out, network, Parts(first, texts, described, size))
     index = json.loads((out / "model_index.json").read_text())
-    return f"{name}; {_loading(index['vae'][0], 'DiffusionPipeline')}"
-
-
-def _loading(library: str, name: str) -> str:
-    if library == "diffusers":
-        return f"diffusers.{name}.from_pretrained loads it"
+    if index["vae"][0] == "diffusers":
+        return f"{name}; diffusers.DiffusionPipeline.from_pretrained loads it"
     return (
-        f"its autoencoder folds pixels, which diffusers has no class for: `import {library}` "
-        f"(of this package), then {name}.from_pretrained loads it"
+        f"{name}; diffusers.DiffusionPipeline.from_pretrained(..., trust_remote_code=True) loads "
+        f"it: its autoencoder folds pixels, which diffusers has no class for, so that the class "
+        f"lies beside its weights, in vae/{index['vae'][0]}.py"
     )
+
+
+def texts_of(captions: Any) -> list[Any]:
+    """The text encoders in order, as pipelines hold them; none where there are classes. ValueError
+    for one that is joined as no pipeline joins."""
+    from ldm.frozen.captions import OpenClipCaptions
+    from ldm.frozen.captions_joined import JoinedCaptions
+    from ldm.frozen.captions_transformers import TransformersCaptions
+    from ldm.frozen.sizes import SizedCaptions
+    from ldm.interop.text import HubText, Tower
+
+    match captions:
+        case OpenClipCaptions():
+            return [Tower(captions.model, captions.tokenizer, captions.layer)]
+        case TransformersCaptions():
+            pooled = captions.pooling == "output"
+            parts = (captions.model, captions.tokenizer, captions.layer)
+            return [HubText(*parts, pooled=pooled, masked=captions.masked)]
+        case SizedCaptions():
+            return texts_of(captions.encoder)
+        case JoinedCaptions():
+            texts = [text for encoder in captions.encoders for text in texts_of(encoder)]
+            if captions.join != ("widths" if len(texts) == 2 else "tokens"):
+                raise ValueError(
+                    f"{len(texts)} text encoders with join={captions.join} are in no pipeline of "
+                    "diffusers: use --to safetensors"
+                )
+            return texts
+    return []
+
+
+def _lora(arguments: argparse.Namespace, out: Path) -> str:
+    """The low-rank layers alone, for the network that the run began with."""
+    from omegaconf import OmegaConf
+
+    from ldm.commands.building import build
+    from ldm.commands.weights import adaptation_of, averaged, newest, trained_backbone
+    from ldm.interop.lora import FILE, component_of, network_table, write_lora
+    from ldm.runs.folder import RunFolder
+
+    folder = RunFolder(Path(arguments.run))
+    config = OmegaConf.create(folder.config())
+    if adaptation_of(config) is None:
+        raise ValueError(f"{arguments.run} was trained with lora=none: use another --to")
+    plain: Any = build(config.backbone, "backbone")
+    network = trained_backbone(config, averaged(newest(folder)), merged=False)
+    write_lora(out, network, network_table(plain), component_of(plain))
+    return f"{FILE}; load_lora_weights of the pipeline that it belongs to loads it"
 
 
 def _write_ours(out: Path, network: Any, config: Any) -> None:
@@ -122,7 +178,7 @@ def model_card(run: Path, licence: str, notes: str) -> str:
     """What the model is, from the run's own records; nothing that they do not say."""
     import yaml
 
-    from ldm.commands.parts import newest
+    from ldm.commands.weights import newest
     from ldm.runs.folder import RunFolder
 
     folder = RunFolder(run)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,13 @@ from torch import nn
 from ldm.commands.building import build
 from ldm.commands.check import _devices
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
-from ldm.commands.parts import LATENTS, load_codec, precision_of
+from ldm.commands.parts import first_stage_lacks, load_codec, precision_of, widen
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
+from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
-from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.features import clip_features
 from ldm.models import Autoencoder
-from ldm.runs.folder import RunFolder, run_folder
+from ldm.runs.folder import run_folder
 from ldm.types import Condition, draws_for_seeds
 
 TOKENS = 8  # of the text in the trial pass; no backbone asks for a number of them
@@ -79,6 +79,7 @@ def fit(config: DictConfig) -> None:
                 f"backbone.{argument}={asked}, but {key} is {found}; set "
                 f"backbone.{argument}='${{{key}}}', or change what gives {key}"
             )
+    refuse_missing(config.backbone, "backbone")
     with torch.device("meta"):
         network: nn.Module = build(config.backbone, "backbone")
     x = torch.empty(
@@ -100,23 +101,31 @@ def fit(config: DictConfig) -> None:
             f"with texts of width {config.text.width} ({' '.join(str(error).split())}); "
             "set another backbone, or an image_size that fits"
         ) from error
-    if shape != x.shape:
+    learned = OmegaConf.select(config, "diffusion.variance") is not None
+    wanted = config.latent.channels * (2 if learned else 1)
+    if shape != (x.shape[0], wanted, *x.shape[2:]):
+        told = " (diffusion.variance is learned too)" if learned else ""
         raise ValueError(
-            f"backbone: makes {list(shape[1:])} of latents {list(x.shape[1:])}; set "
-            f"backbone.out_channels={config.latent.channels}"
+            f"backbone: makes {list(shape[1:])} of latents {list(x.shape[1:])}{told}; set "
+            f"backbone.out_channels={wanted}"
         )
     fit_sampler(config)
 
 
 def fit_sampler(config: DictConfig) -> None:
-    """The sampler, walked over the objective's schedule on one number, must end in a number."""
+    """The sampler, walked over the objective's schedule on one number, must end in a number; and
+    the manner of guidance must be one."""
     objective: Objective = build(config.diffusion, "diffusion")
     sampler: Sampler = build(config.sampler, "sampler")
+    build(config.guidance, "guidance")
     noise = torch.full((1, 1, 1, 1), 0.7)
     condition = Condition(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
     try:
         made = sampler(
-            objective.denoiser(_Nothing()), noise, condition, draws_for_seeds([0], noise.device)
+            objective.denoiser(_Nothing(objective.variance is not None)),
+            noise,
+            condition,
+            draws_for_seeds([0], noise.device),
         )
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(
@@ -130,17 +139,19 @@ def fit_sampler(config: DictConfig) -> None:
 
 
 class _Nothing(nn.Module):
-    """A network that predicts zeros."""
+    """A network that predicts zeros, for the variance too where that is learned."""
 
-    def __init__(self) -> None:
+    def __init__(self, learned: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList()
+        self.times = 2 if learned else 1
 
     def forward(self, x_t: Any, t: Any, condition: Condition) -> Any:
-        return torch.zeros_like(x_t)
+        return torch.zeros_like(x_t).repeat(1, self.times, 1, 1)
 
 
 def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
+    refuse_missing(config.autoencoder, "autoencoder")
     with torch.device("meta"):
         autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
         extras = [build(config.module[k], f"module.{k}") for k in ("critic",) if config.module[k]]
@@ -164,13 +175,14 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]:
     shape = _latent_shape(config, todo)
-    captions: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    refuse_unheard_sizes(config)
+    widths = _text_widths(config, todo)
     with open_dict(config):
         if shape is not None:
             _agree("latent.channels", config.latent.channels, shape[0], "the first stage")
             _agree("latent.size", config.latent.size, shape[1], "the first stage")
             config.latent = {"channels": shape[0], "size": shape[1]}
-        for key, found in (("width", captions.width), ("pooled_width", captions.pooled_width)):
+        for key, found in widths.items():
             _agree(f"text.{key}", config.text[key], found, "the text encoder")
             config.text[key] = found
     build(config.diffusion, "diffusion")
@@ -178,10 +190,25 @@ def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]
         yield "latents", "not known before the first stage is trained; the backbone was not tried"
         fit_sampler(config)
         return
+    if config.text.width is None or config.text.pooled_width is None:
+        yield "text", "not known before its encoder is there; the backbone was not tried"
+        fit_sampler(config)
+        return
     yield "latents", f"{config.latent.channels}x{config.latent.size}x{config.latent.size}"
+    widen(config)
     fit(config)
     with torch.device("meta"):
         yield "network", _size(build(config.backbone, "backbone"))
+
+
+def _text_widths(config: DictConfig, todo: list[str]) -> dict[str, int]:
+    """Of the text encoder; empty, with a line of what to do, where its files are not there."""
+    try:
+        captions = text_encoder(config)
+    except FileNotFoundError as error:
+        todo.append(str(error))
+        return {}
+    return {"width": captions.width, "pooled_width": captions.pooled_width}
 
 
 def _agree(key: str, asked: int | None, found: int, whose: str) -> None:
@@ -193,12 +220,8 @@ def _agree(key: str, asked: int | None, found: int, whose: str) -> None:
 
 
 def _latent_shape(config: DictConfig, todo: list[str]) -> tuple[int, int] | None:
-    folder = RunFolder(Path(config.first_stage))
-    if not folder.config_file.is_file():
-        todo.append(f"train first_stage={config.first_stage}, which is not there yet")
-        return None
-    if not (folder.path / LATENTS).is_file():
-        todo.append(f"finish first_stage={config.first_stage}: it has no {LATENTS} yet")
+    if lacking := first_stage_lacks(config.first_stage):
+        todo.append(lacking)
         return None
     shape = load_codec(config.first_stage).latent_shape(config.image_size)
     return shape[0], shape[1]

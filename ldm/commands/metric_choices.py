@@ -13,7 +13,7 @@ from torchmetrics import Metric
 from ldm.commands.building import build
 from ldm.commands.choices import choice
 from ldm.data import LatentData, all_pictures, posterior_of, validation_batches
-from ldm.data.batches import Data
+from ldm.data.loading import Data
 from ldm.frozen.codec import LatentCodec
 from ldm.metrics import Features, Reference, load_reference, reference_statistics
 from ldm.types import Posterior

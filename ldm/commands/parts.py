@@ -11,17 +11,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.commands.metric_choices import MetricChoices, References, named_references
+from ldm.commands.stale import refuse_other_latents, refuse_other_text
+from ldm.commands.text import refuse_unheard_sizes, text_encoder
+from ldm.commands.weights import averaged, backbone_to_train, newest, start, trained_backbone
 from ldm.data import LatentData, all_pictures
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
-from ldm.frozen.codec import LatentCodec, LatentStatistics
+from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
+from ldm.interop.reading import holds_models, read_autoencoder
 from ldm.metrics import MetricGroup
 from ldm.models import Autoencoder
-from ldm.runs.checkpoints import Checkpoint, checkpoints
+from ldm.runs.checkpoints import Checkpoint
 from ldm.runs.folder import RunFolder
 from ldm.training.autoencoder import AutoencoderModule, latent_statistics
-from ldm.training.callbacks import Reconstructions, SampleQuality
+from ldm.training.callbacks import LossByTime, Reconstructions, SampleQuality
 from ldm.training.clip import ClipModule
 from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
@@ -41,7 +45,8 @@ def precision_of(asked: str) -> str:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """What sampling computes in, to match a training's precision."""
-    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    half = {"16-mixed": torch.float16}
+    return (half | dict.fromkeys(("bf16-mixed", "bf16-true"), torch.bfloat16)).get(precision)
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ class AutoencoderStage:
                 f"image_size={self.config.image_size} does not divide by the autoencoder's factor "
                 f"{autoencoder.factor}; set image_size to a multiple of it"
             )
+        start(autoencoder, self.config.autoencoder, "autoencoder")
         module: AutoencoderModule = build(self.config.module, "module", autoencoder=autoencoder)
         return module
 
@@ -102,9 +108,11 @@ class AutoencoderStage:
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
-        """The latent contract, `latents.json`, measured over the training pictures."""
+        """The latent contract, `latents.json`, measured over the training pictures with the average
+        that was saved: the module's own may lie in parts on several ranks."""
+        average = load_autoencoder(self.config, newest(folder)).to(module.device).eval()
         pictures = (batch["image"] for batch in all_pictures(data.train))
-        statistics = latent_statistics(module.average, pictures)
+        statistics = latent_statistics(average, pictures)
         statistics.save(folder.path / LATENTS)
         print(f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two")
 
@@ -118,14 +126,16 @@ class DiffusionStage:
     def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
-        captions: CaptionEncoder = build(self.config.text.encoder, "text.encoder")
+        captions = text_encoder(self.config)
+        refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
         if isinstance(data.train, LatentData):
-            _refuse_other_latents(data.train, codec, self.config)
+            refuse_other_latents(data.train, data.val, codec, self.config)
+            refuse_other_text(data.train, captions, self.config)
         module: LatentDiffusionModule = build(
             self.config.module,
             "module",
-            network=build(self.config.backbone, "backbone"),
+            network=backbone_to_train(self.config),
             objective=build(self.config.diffusion, "diffusion"),
             codec=codec,
             captions=captions,
@@ -138,6 +148,7 @@ class DiffusionStage:
         choices = in_run_metrics(config, data)
         prompts = spread(list(data.val.captions()), evaluation.prompts)
         return [
+            LossByTime(),
             SampleQuality(
                 every=evaluation.every,
                 folder=folder.samples,
@@ -149,7 +160,8 @@ class DiffusionStage:
                 image_size=config.image_size,
                 batch_size=evaluation.batch_size,
                 precision=autocast_dtype(config.precision),
-            )
+                manner=build(config.guidance, "guidance"),
+            ),
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
@@ -178,6 +190,16 @@ class DiffusionStage:
         with open_dict(config):
             config.latent = {"channels": channels, "size": height}
             config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
+        widen(config)
+
+
+def widen(config: DictConfig) -> None:
+    """Give the backbone the channels of a learned variance, where there is one and nothing is said
+    of them."""
+    learned = config.diffusion.get("variance") is not None
+    if learned and config.backbone.get("out_channels") is None:
+        with open_dict(config):
+            config.backbone.out_channels = 2 * config.latent.channels
 
 
 Stage = ClipStage | AutoencoderStage | DiffusionStage
@@ -200,15 +222,16 @@ class TrainedDiffusion:
     captions: CaptionEncoder
 
 
-def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion:
-    """The averaged network of a run's newest checkpoint, with its codec and text encoder."""
+def load_diffusion(
+    run: str, first_stage: str | None = None, checkpoint: Checkpoint | None = None
+) -> TrainedDiffusion:
+    """The averaged network of the checkpoint that is given or of the newest, with its codec
+    and text encoder."""
     folder = RunFolder(Path(run))
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "diffusion")
-    checkpoint = newest(folder)
-    network: torch.nn.Module = build(config.backbone, "backbone")
-    state = checkpoint.load()["state_dict"]
-    network.load_state_dict(_under(state, "average."))
+    checkpoint = checkpoint or newest(folder)
+    network = trained_backbone(config, averaged(checkpoint))
     objective = build(config.diffusion, "diffusion")
     return TrainedDiffusion(
         folder,
@@ -216,13 +239,15 @@ def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion
         checkpoint,
         objective.denoiser(network.eval().requires_grad_(False)),
         load_codec(first_stage or config.first_stage),
-        build(config.text.encoder, "text.encoder"),
+        text_encoder(config),
     )
 
 
 def load_codec(run: str) -> LatentCodec:
-    """The codec of a first-stage run; ValueError where its weights and statistics do not belong
-    together, FileNotFoundError where there are none."""
+    """The codec of a first-stage run, or of an autoencoder of another tool; ValueError where its
+    weights and statistics do not belong together, FileNotFoundError where there are none."""
+    if _foreign(Path(run)):
+        return _foreign_codec(Path(run))
     folder = RunFolder(Path(run))
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "autoencoder")
@@ -238,40 +263,45 @@ def load_codec(run: str) -> LatentCodec:
 def load_autoencoder(config: DictConfig, checkpoint: Checkpoint) -> Autoencoder:
     """The averaged weights of a first stage's checkpoint."""
     autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
-    autoencoder.load_state_dict(_under(checkpoint.load()["state_dict"], "average."))
+    autoencoder.load_state_dict(averaged(checkpoint))
     return autoencoder
 
 
-def newest(folder: RunFolder) -> Checkpoint:
-    """The newest checkpoint that is whole, without touching the folder."""
-    for checkpoint in reversed(checkpoints(folder.checkpoints)):
-        if checkpoint.damage() is None:
-            return checkpoint
-    raise FileNotFoundError(
-        f"{folder.checkpoints}: no whole checkpoint; train the run, or name another one"
+def first_stage_lacks(run: str) -> str | None:
+    """What must be done before this first stage can be used; None where it can be."""
+    folder = RunFolder(Path(run))
+    if _foreign(folder.path):
+        return None
+    if not folder.config_file.is_file():
+        return f"train first_stage={run}, which is not there yet"
+    if not (folder.path / LATENTS).is_file():
+        return f"finish first_stage={run}: it has no {LATENTS} yet"
+    return None
+
+
+def _foreign(path: Path) -> bool:
+    return holds_models(path) and not RunFolder(path).config_file.is_file()
+
+
+def _foreign_codec(path: Path) -> LatentCodec:
+    """Latents are normalised as its authors say: one mean and one scale for all channels."""
+    found = read_autoencoder(path)
+    if found is None:
+        raise ValueError(f"first_stage={path}: holds no autoencoder that is known here")
+    channels = found.autoencoder.latent_channels
+    statistics = LatentStatistics(
+        (found.mean,) * channels,
+        (found.std,) * channels,
+        factor=found.autoencoder.factor,
+        fingerprint=fingerprint(found.autoencoder),
     )
+    return LatentCodec(found.autoencoder, statistics)
 
 
 def spread(items: list[str], count: int) -> list[str]:
     """`count` of the items, evenly spaced over the list; all of them when there are fewer."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def _refuse_other_latents(data: LatentData, codec: LatentCodec, config: DictConfig) -> None:
-    if data.made_by.get("first_stage") != codec.statistics.fingerprint:
-        raise ValueError(
-            f"data.train.shards={config.data.train.shards}: these latents were made by another "
-            f"first stage than first_stage={config.first_stage}; encode anew with `ldm encode "
-            f"{config.first_stage} DST`, or name the first stage that made them"
-        )
-    layout = data.layout
-    shape = codec.latent_shape(config.image_size)
-    if (layout.channels, layout.height, layout.width) != shape:
-        raise ValueError(
-            f"image_size={config.image_size} makes latents {shape}, but the latent shards hold "
-            f"{(layout.channels, layout.height, layout.width)}; set image_size to what was encoded"
-        )
 
 
 def in_run_metrics(

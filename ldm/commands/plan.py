@@ -77,23 +77,28 @@ def add_parser(subparsers: Any) -> None:
 
 def plan(arguments: argparse.Namespace) -> int:
     """Compose, count, print."""
-    from hydra import compose, initialize_config_dir
-
-    from ldm.commands.errors import CONF
+    from ldm.commands.check import checked
+    from ldm.commands.composing import composed
+    from ldm.commands.fitting import fit
 
     if not 0 < arguments.utilisation <= 1 or arguments.devices < 1:
         raise ValueError(
             f"--utilisation={arguments.utilisation} --devices={arguments.devices}: a share of the "
             "peak in (0, 1] and at least one device; image peers reach 0.12 to 0.28"
         )
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("train", arguments.settings)
+    config = composed(arguments.settings)
+    checked(config)
     peak, memory = GPUS[arguments.gpu]
-    cost = autoencoder_cost(config) if config.stage_name == "autoencoder" else None
+    captions = None
     if config.stage_name == "diffusion":
-        cost = backbone_cost(config)
+        captions = with_sizes(config)
+        fit(config)
+    cost = training_cost(config, captions)
     if cost is None:
-        raise ValueError("ldm plan knows the autoencoder and the diffusion stage; not this one")
+        raise ValueError(
+            f"stage={config.stage_name} has no plan; name an experiment of the autoencoder or the "
+            "diffusion stage"
+        )
     need = Need(
         cost,
         config.global_batch,
@@ -105,6 +110,12 @@ def plan(arguments: argparse.Namespace) -> int:
     for line in lines(need, arguments.gpu, memory):
         print(line)
     return 0
+
+
+def peak_of(device: str) -> float | None:
+    """TFLOP/s of a GPU by what its driver calls it ("NVIDIA H100 80GB HBM3"); None for others."""
+    words = device.replace("-", " ").split()
+    return next((peak for name, (peak, _) in GPUS.items() if name in words), None)
 
 
 def lines(need: Need, gpu: str, memory: float) -> list[str]:
@@ -125,20 +136,36 @@ def lines(need: Need, gpu: str, memory: float) -> list[str]:
     ]
 
 
-def backbone_cost(config: Any) -> Cost:
+def training_cost(config: Any, captions: Any = None) -> Cost | None:
+    """The trained network's, for the stages that have a plan. The diffusion stage needs a caption
+    encoder, whose widths must stand in `config` as the latents' must."""
+    if config.stage_name == "autoencoder":
+        return autoencoder_cost(config)
+    return backbone_cost(config, captions) if config.stage_name == "diffusion" else None
+
+
+def with_sizes(config: Any) -> Any:
+    """The caption encoder, and its widths and the latents' in `config`."""
+    from omegaconf import open_dict
+
+    from ldm.commands.text import text_encoder
+
+    captions = text_encoder(config)
+    with open_dict(config):
+        config.latent = dict(zip(("channels", "size"), latent_shape(config), strict=True))
+        config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
+    return captions
+
+
+def backbone_cost(config: Any, captions: Any) -> Cost:
     """The denoising network's, at the sizes that the first stage and the text encoder give."""
     from dataclasses import replace
 
     import torch
-    from omegaconf import open_dict
 
     from ldm.commands.building import build
 
-    captions = build(config.text.encoder, "text.encoder")
     condition = captions(["a caption"])
-    with open_dict(config):
-        config.latent = dict(zip(("channels", "size"), latent_shape(config), strict=True))
-        config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
     pooled = condition.pooled
     meta = replace(
         condition,

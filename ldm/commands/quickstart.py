@@ -24,11 +24,12 @@ PROMPTS = (
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
     parser = subparsers.add_parser(
-        "quickstart", help="train both stages on shipped pictures, then sample: about ten minutes"
+        "quickstart",
+        help="train both stages on shipped pictures, then sample: about 12 minutes",
     )
     parser.add_argument("--run-root", default="runs", help="where runs go (default: runs)")
     parser.add_argument("--autoencoder-steps", type=int, default=600, metavar="N")
-    parser.add_argument("--diffusion-steps", type=int, default=800, metavar="N")
+    parser.add_argument("--diffusion-steps", type=int, default=2400, metavar="N")
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), metavar="N", help="to draw")
     parser.add_argument(
         "override", nargs="*", help="key=value for both trainings, such as global_batch=32"

@@ -25,19 +25,31 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file; FileNotFoundError where a folder is no run."""
     from ldm.assets import resolve
 
-    stories = [story(Path(path)) for path in arguments.runs]
+    paths = [Path(path) for path in arguments.runs]
+    stories = [story(path) for path in paths]
     template = Path(resolve("asset:report.html")).read_text(encoding="utf-8")
     title = html.escape(" · ".join(one["name"] for one in stories))
     # "</script>" inside the data would end the element.
-    data = json.dumps(stories, allow_nan=False).replace("</", "<\\/")
+    shown = {"runs": stories, "differing": _differing(paths)}
+    data = json.dumps(shown, allow_nan=False).replace("</", "<\\/")
     page = template.replace("__TITLE__", title).replace("__DATA__", data)
     Path(arguments.out).write_text(page, encoding="utf-8")
     print(f"{arguments.out}: {len(page) / 1e6:.1f} MB, opens anywhere")
     return 0
 
 
+def _differing(paths: list[Path]) -> dict[str, list[str]]:
+    """Settings that are not the same in all runs."""
+    from ldm.runs.compare import differing
+
+    if not all((path / "config.yaml").is_file() for path in paths):
+        return {}
+    return {key: [str(value) for value in values] for key, values in differing(paths).items()}
+
+
 def story(path: Path) -> dict[str, Any]:
     """What the page shows of a run, as JSON's kinds of values."""
+    from ldm.commands import report_parts as parts
     from ldm.commands.runs import age
     from ldm.runs.table import history, read_row
 
@@ -45,7 +57,9 @@ def story(path: Path) -> dict[str, Any]:
     if row is None:
         raise FileNotFoundError(f"{path}: not a run folder; name a folder that train.py wrote")
     curves = history(path / "metrics.jsonl")
-    config = path / "config.yaml"
+    file = path / "config.yaml"
+    config = _settings(file)
+    evaluation = config.get("evaluation") or {}
     steps = f"{row.step}" + (f" of {row.steps}" if row.steps else "")
     return {
         "name": row.name,
@@ -53,10 +67,14 @@ def story(path: Path) -> dict[str, Any]:
         "headline": {n: v[-1] for n, (_, v) in curves.items() if n.startswith(HEADLINES)},
         "history": {name: _thinned(*curve) for name, curve in curves.items()},
         "samples": _samples(path / "samples"),
-        "prompts": _prompts(path),
-        "warnings": _warnings(row, curves),
+        "prompts": [str(prompt) for prompt in evaluation.get("grid_prompts") or []],
+        "warnings": parts.warnings_of(path, row, curves),
+        "throughput": parts.throughput(path, curves, config.get("global_batch")),
+        "settled": parts.settled(curves, evaluation.get("prompts")),
+        "evaluated": parts.evaluated(path),
+        "data": parts.data_card(config),
         "provenance": _provenance(path),
-        "config": config.read_text(encoding="utf-8") if config.is_file() else "",
+        "config": file.read_text(encoding="utf-8") if file.is_file() else "",
     }
 
 
@@ -88,32 +106,22 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _prompts(path: Path) -> list[str]:
+def _settings(file: Path) -> dict[str, Any]:
+    """The configuration; nothing where there is none, or half of one."""
     import yaml
 
     try:
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        return [str(prompt) for prompt in config["evaluation"]["grid_prompts"] or []]
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return []
-
-
-def _warnings(row: Any, curves: dict[str, Any]) -> list[str]:
-    found = []
-    if row.state.name in ("failed", "interrupted", "stale"):
-        found.append(f"This run is {row.state.name}. {row.state.error}".strip())
-    waits = curves.get("time/data_wait_share", ([], []))[1]
-    if waits and sum(waits) / len(waits) > 0.2:
-        share = sum(waits) / len(waits)
-        found.append(f"{share:.0%} of the time was spent waiting for data: raise workers.")
-    return found
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _provenance(path: Path) -> dict[str, str]:
-    from ldm.commands.runs import provenance_of
     from ldm.runs.compare import recorded_data
+    from ldm.runs.folder import RunFolder
 
-    starts = provenance_of(path)
+    starts = RunFolder(path).starts()
     if not starts:
         return {}
     last = starts[-1]

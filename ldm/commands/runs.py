@@ -2,23 +2,22 @@
 
 import argparse
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+PAUSE = 5  # seconds between two looks of --watch
 
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its own verbs; without one it lists."""
     parser = subparsers.add_parser("runs", help="list, show, compare, repeat and clean up runs")
-    verbs = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = verbs.add_parser("list", help="one line a run, newest last")
+    _add_listing(parser)
+    parser.set_defaults(root="runs")
+    verbs = parser.add_subparsers(dest="action", metavar="ACTION")
+    listing = verbs.add_parser("list", help="one line a run, newest last (what `ldm runs` does)")
     listing.add_argument("root", nargs="?", default="runs")
-    listing.add_argument("--state", help="only these, such as failed,stale")
-    listing.add_argument("--stage", help="only this stage")
-    listing.add_argument("--match", metavar="GLOB", help="only names like this, such as 'emoji-*'")
-    listing.add_argument("--metric", action="append", default=[], help="a column; repeatable")
-    listing.add_argument("--sort", default="age", help="name, step, age, state or a metric")
-    listing.add_argument("--watch", action="store_true", help="again every 5 seconds")
-    listing.set_defaults(func=list_runs)
+    _add_listing(listing)
     show = verbs.add_parser("show", help="all that is known of one run")
     show.add_argument("run")
     show.set_defaults(func=show_run)
@@ -37,6 +36,16 @@ def add_parser(subparsers: Any) -> None:
     clean.set_defaults(func=clean_runs)
 
 
+def _add_listing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", help="only these, such as failed,stale")
+    parser.add_argument("--stage", help="only this stage")
+    parser.add_argument("--match", metavar="GLOB", help="only names like this, such as 'emoji-*'")
+    parser.add_argument("--metric", action="append", default=[], help="a column; repeatable")
+    parser.add_argument("--sort", default="age", help="name, step, age, state or a metric")
+    parser.add_argument("--watch", action="store_true", help=f"again every {PAUSE} seconds")
+    parser.set_defaults(func=list_runs)
+
+
 def list_runs(arguments: argparse.Namespace) -> int:
     """The table."""
     from rich.console import Console
@@ -48,10 +57,14 @@ def list_runs(arguments: argparse.Namespace) -> int:
     if not arguments.watch:
         console.print(_table(arguments))
         return 0
-    with Live(_table(arguments), console=console, screen=True) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        Live(_table(arguments), console=console, screen=console.is_terminal) as live,
+    ):
         while True:
-            time.sleep(5)
-            live.update(_table(arguments))
+            time.sleep(PAUSE)
+            live.update(_table(arguments), refresh=True)
+    return 0
 
 
 def _table(arguments: argparse.Namespace) -> Any:
@@ -73,6 +86,8 @@ def _table(arguments: argparse.Namespace) -> Any:
         and (arguments.match is None or fnmatch(row.name, arguments.match))
     ]
     columns = chosen(found, arguments.metric)
+    if found:
+        _refuse_unknown(arguments.sort, found)
     found.sort(key=lambda row: _order(row, arguments.sort))
     table = Table(box=None, header_style="bold")
     table.add_column("run", no_wrap=True)
@@ -85,6 +100,22 @@ def _table(arguments: argparse.Namespace) -> Any:
         values = [number(row.metrics.get(name)) for name in columns]
         table.add_row(row.name, row.stage, _told(row), step, *values, age(row.changed))
     return table
+
+
+def _refuse_unknown(key: str, rows: list[Any]) -> None:
+    from ldm.commands.errors import nearest
+
+    known = [
+        "name",
+        "step",
+        "age",
+        "state",
+        *sorted({name for row in rows for name in row.metrics}),
+    ]
+    if key not in known:
+        raise ValueError(
+            f"--sort {key}: no run has it{nearest(key, known)}; name one of {', '.join(known)}"
+        )
 
 
 def _order(row: Any, key: str) -> Any:
@@ -118,8 +149,9 @@ def age(then: float) -> str:
 def show_run(arguments: argparse.Namespace) -> int:
     """Record, state, newest metrics, checkpoints and samples."""
     from ldm.runs.checkpoints import checkpoints
+    from ldm.runs.folder import RunFolder
 
-    row, provenance = _row(arguments.run), provenance_of(Path(arguments.run))
+    row, provenance = _row(arguments.run), RunFolder(Path(arguments.run)).starts()
     lines = {
         "run": f"{row.path}  ({row.stage})",
         "state": f"{row.state.name}  {row.state.error}".strip(),
@@ -148,16 +180,6 @@ def _row(run: str) -> Any:
     if row is None:
         raise FileNotFoundError(f"{run}: not a run folder; name a folder that train.py wrote")
     return row
-
-
-def provenance_of(path: Path) -> list[dict[str, Any]]:
-    """The run's starts, one record each; none where there is no provenance."""
-    import json
-
-    file = path / "provenance.jsonl"
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
 
 
 def compare_runs(arguments: argparse.Namespace) -> int:
@@ -200,17 +222,20 @@ def rerun_run(arguments: argparse.Namespace) -> int:
     from omegaconf import OmegaConf
 
     from ldm.commands.train import train
-    from ldm.runs.compare import recorded_data, refuse_other_code, same_weights
+    from ldm.runs.compare import recorded_data, refuse_other_code
     from ldm.runs.folder import RunFolder
+    from ldm.runs.weights import same_weights
 
     old = RunFolder(Path(arguments.run))
     config = old.config()
-    provenance = provenance_of(old.path)
+    provenance = old.starts()
     if not arguments.anyway:
         refuse_other_code(old.path, provenance[-1] if provenance else {})
+        _refuse_other_data(old.path, config)
     name = arguments.name or f"{config['name']}-rerun"
     node: Any = OmegaConf.create({**config, "name": name, "run_root": str(old.path.parent)})
-    train(node)
+    if code := train(node):
+        return code
     new = old.path.parent / name
     verdict = same_weights(old.path, new)
     if recorded_data(old.path) not in ({}, recorded_data(new)):
@@ -219,13 +244,25 @@ def rerun_run(arguments: argparse.Namespace) -> int:
     return 0 if verdict.startswith("equal") else 1
 
 
+def _refuse_other_data(path: Path, config: dict[str, Any]) -> None:
+    from ldm.commands.building import build
+    from ldm.runs.compare import recorded_data
+
+    for split, then in recorded_data(path).items():
+        if build(config["data"][split], f"data.{split}").content_hash != then:
+            raise ValueError(
+                f"{path}: data.{split} holds other pictures than it was trained on; put them back, "
+                "or repeat it with --anyway"
+            )
+
+
 def clean_runs(arguments: argparse.Namespace) -> int:
     """Half-written and damaged checkpoints, and runs that ended without any checkpoint. Nothing of
     a run that is running or stale."""
     import shutil
 
-    from ldm.runs.compare import leftovers
     from ldm.runs.table import rows
+    from ldm.runs.weights import leftovers
 
     found = [item for row in rows(Path(arguments.root)) for item in leftovers(row)]
     for path, why in found:

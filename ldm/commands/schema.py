@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from ldm.commands.errors import CONF
 
-PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"]
+PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
 TYPES: dict[str, Any] = {
     "name": str,
     "precision": PRECISION,
@@ -25,10 +25,16 @@ TYPES: dict[str, Any] = {
     "first_stage": str,
     "data.folder": str,
     "checkpoint.keep_every": int | None,
+    "overfit": int | None,
+    "checkpoint.best": str | None,
+    "spikes.factor": float | None,
+    "spikes.action": Literal["warn", "stop", "go_back"],
     "latent.channels": int | None,
     "latent.size": int | None,
     "text.width": int | None,
     "text.pooled_width": int | None,
+    "backbone.init": str | None,
+    "autoencoder.init": str | None,
     "evaluation.grid_prompts": list[str] | None,
     "evaluation.guidance": float,
     "evaluation.metrics": list[str],
@@ -41,15 +47,17 @@ LEAST: dict[str, int | float] = {
             "global_batch",
             "accumulate",
             "log_every",
+            "overfit",
             "checkpoint.every",
             "checkpoint.keep",
             "checkpoint.keep_every",
+            "spikes.factor",
+            "spikes.patience",
             "evaluation.every",
             "evaluation.shown",
             "evaluation.batch_size",
             "latent.channels",
             "latent.size",
-            "text.width",
         ],
         1,
     ),
@@ -58,6 +66,7 @@ LEAST: dict[str, int | float] = {
             "workers",
             "seed",
             "evaluation.guidance",
+            "text.width",
             "text.pooled_width",
         ),
         0,
@@ -106,19 +115,19 @@ def entries(stage: str) -> dict[str, Entry]:
             entry.defaults.append(value)
             entry.files.append(str(path.relative_to(CONF)))
             entry.comment = entry.comment or comments(path).get(key.removeprefix(f"{package}."), "")
-    for key in ("defaults", "hydra", "experiment"):
+    for key in ("defaults", "hydra", "experiment", "debug"):
         found.pop(key, None)
     return found
 
 
 def groups(stage: str) -> list[str]:
-    """The groups that a training of this stage composes, `stage` and `experiment` left out."""
+    """The groups that a training of this stage composes, without those of differences only."""
     names = []
     for path in (CONF / "train.yaml", CONF / "stage" / f"{stage}.yaml"):
         for item in _tree(path, keep_defaults=True).get("defaults", []):
             if isinstance(item, Mapping):
                 names += [str(name).removeprefix("optional ").strip("/") for name in item]
-    return [name for name in dict.fromkeys(names) if name not in ("stage", "experiment")]
+    return [name for name in dict.fromkeys(names) if name not in ("stage", "experiment", "debug")]
 
 
 def package_of(path: Path, group: str) -> str:

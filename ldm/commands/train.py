@@ -5,8 +5,8 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -20,13 +20,15 @@ from ldm.commands.check import checked
 from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
+from ldm.commands.plan import peak_of, training_cost
+from ldm.commands.resuming import hopeless, resume_point
 from ldm.data.errors import DataError
-from ldm.runs.attempts import SAME_STEP, Attempts
-from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
+from ldm.runs.attempts import Attempts
+from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.compare import recorded_data
 from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
 from ldm.runs.lock import RunLock
-from ldm.runs.processes import rank, restarts, watched_by_lightning
+from ldm.runs.processes import check_address, job, job_end, rank, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
 from ldm.training.callbacks import (
@@ -36,11 +38,12 @@ from ldm.training.callbacks import (
     StepRecord,
     Stopped,
     Watchdog,
+    Work,
     WriteError,
 )
 from ldm.training.data import PictureDataModule
-from ldm.training.loggers import JsonLines, StepAxis, TensorBoard
-from ldm.training.nonfinite import NonFiniteError
+from ldm.training.loggers import JsonLines, StepAxis, TensorBoard, introduce
+from ldm.training.nonfinite import NonFiniteError, Spikes
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
@@ -53,11 +56,14 @@ def train(config: DictConfig) -> int:
     stop_signals.forget()
     stop_signals.install()
     checked(config)
+    check_address()
     folder = run_folder(config.run_root, config.name)
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
         config.precision = precision_of(config.precision)
     data = _data(config)
+    # Before anything is built: the first weights follow from the seed, alike on every rank.
+    L.seed_everything(config.seed, workers=True, verbose=False)
     module = stage.module(data)
     if config.stage_name == "diffusion":
         fit(config)
@@ -75,19 +81,24 @@ def train(config: DictConfig) -> int:
     with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
-            if recorded_data(folder.path) not in ({}, facts["data"]):
+            other_data = recorded_data(folder.path) not in ({}, facts["data"])
+            if other_data and not config.data.allow_change:
                 raise ValueError(
                     f"data.train or data.val: other pictures than {folder.path} was trained on; "
-                    "put them back, or set name=ANOTHER"
+                    "put them back, set data.allow_change=true to go on with these, or set "
+                    "name=ANOTHER"
                 )
             notices = open_run(folder, plain, sys.argv)
-            resumed = _resume_point(folder, str(config.resume))
+            notices += ["data: other pictures, as data.allow_change says"] * other_data
+            resumed = resume_point(folder, str(config.resume))
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
-            if _hopeless(Attempts(folder.path), resumed):
+            if hopeless(Attempts(folder.path), resumed):
                 return FAILED
-        trainer = _trainer(config, folder, stage.callbacks(folder, data), resumed)
-        _announce(config, folder, trainer, module, resumed)
+        callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
+        trainer = _trainer(config, folder, callbacks, resumed)
+        introduce(trainer, folder)
+        _announce(config, folder, trainer, module, data, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
             if code in (SAVED, RETRY):
@@ -107,7 +118,6 @@ def _fit(
 ) -> int:
     """Train to the end, or say in one line why not; the exit code."""
     attempts, began = Attempts(folder.path), time.monotonic()
-    L.seed_everything(config.seed, workers=True, verbose=False)
     code, why = 1, ""
     try:
         trainer.fit(module, datamodule=data)
@@ -187,6 +197,7 @@ def _data(config: DictConfig) -> PictureDataModule:
         accumulate=config.accumulate,
         seed=config.seed,
         workers=config.workers,
+        overfit=config.get("overfit"),
     )
 
 
@@ -194,21 +205,19 @@ def _trainer(
     config: DictConfig, folder: RunFolder, callbacks: list[L.Callback], resumed: Checkpoint | None
 ) -> L.Trainer:
     every, axis = config.checkpoint.every, StepAxis()
-    after = None if rank() else resumed.step if resumed else 0
+    after = None if rank() else resumed.step if resumed else -1
     callbacks = [
         axis,
         Blocks(**config.blocks),
         Watchdog(folder.path / "failures", **config.watchdog),
-        StepRecord(Attempts(folder.path)),
-        StepProgress(
-            folder.path / "log.txt", every=config.log_every, global_batch=config.global_batch
-        ),
+        StepRecord(Attempts(folder.path), Spikes(**config.spikes)),
         *callbacks,
         Checkpointing(
             folder.checkpoints,
             every=every,
             keep=config.checkpoint.keep,
             keep_every=config.checkpoint.keep_every,
+            best=config.checkpoint.best,
             resume=resumed,
         ),
     ]
@@ -217,16 +226,20 @@ def _trainer(
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
     # Lightning counts validations in batches; everything here counts in optimizer steps.
     settings["val_check_interval"] *= config.accumulate
+    precision = config.precision
+    if precision == "bf16-true":  # Lightning's own would leave the optimizer nothing but bf16
+        settings["strategy"]["gather_bf16"], precision = True, "bf16-mixed"
     trainer: L.Trainer = build(
         settings,
         "trainer",
         callbacks=callbacks,
         plugins=slurm,
-        precision=config.precision,
+        precision=precision,
         accumulate_grad_batches=config.accumulate,
         logger=[
             TensorBoard(folder.path / "tensorboard", axis, after),
             JsonLines(folder.path / "metrics.jsonl", axis, after),
+            *([] if config.get("logger") is None else [build(config.logger, "logger", axis=axis)]),
         ],
         log_every_n_steps=config.log_every,
         default_root_dir=str(folder.path),
@@ -240,69 +253,20 @@ def _trainer(
     return trainer
 
 
-def _resume_point(folder: RunFolder, resume: str) -> Checkpoint | None:
-    """Where to continue, as `resume` says: auto (the newest good checkpoint, or the start), must
-    (there has to be one), never (there must not be one), or the folder of a checkpoint."""
-    own = checkpoints(folder.checkpoints)
-    if resume == "never" and own:
-        raise ValueError(
-            f"resume=never, but {own[-1].path} is there; set resume=auto to continue, or "
-            "name=ANOTHER to start anew"
-        )
-    if resume not in ("auto", "never", "must"):
-        return _asked_point(folder, Path(resume))
-    tidy(folder.checkpoints)
-    found = _newest(folder)
-    if found is None and resume == "must":
-        raise ValueError(
-            f"resume=must, but {folder.checkpoints} holds no good checkpoint; set resume=auto to "
-            "begin at the start"
-        )
-    return found
-
-
-def _asked_point(folder: RunFolder, path: Path) -> Checkpoint | None:
-    there = path.resolve()  # `last` is a link
-    asked = next((c for c in checkpoints(there.parent) if c.path.name == there.name), None)
-    if asked is None:
-        raise ValueError(
-            f"resume={path}: no checkpoint; set auto, must, never, or a folder such as "
-            f"{folder.checkpoints}/step-00001000"
-        )
-    if damage := asked.damage():
-        raise ValueError(f"resume={path}: {damage}; name another checkpoint")
-    inside = path.resolve().parent == folder.checkpoints.resolve()
-    if restarts() or (checkpoints(folder.checkpoints) and not inside):
-        return _newest(folder) or asked  # this run has begun from there, and gone on
-    for moved in tidy(folder.checkpoints, after=asked.step):
-        print(f"set aside  {moved}")
-    return asked
-
-
-def _newest(folder: RunFolder) -> Checkpoint | None:
-    newest = checkpoints(folder.checkpoints)[-1:]
-    for found in newest_good(folder.checkpoints):
-        if isinstance(found, Checkpoint):
-            if newest[0].step != found.step:
-                lost = newest[0].step - found.step
-                print(f"warning: {lost} steps are done again", file=sys.stderr)
-            return found
-        print(f"warning: {found}", file=sys.stderr)
-    return None
-
-
-def _hopeless(attempts: Attempts, resumed: Checkpoint | None) -> bool:
-    """Whether this job has died at the same step too often; else the new start is written down."""
-    step = resumed.step if resumed else 0
-    if restarts() and attempts.fruitless(step) >= SAME_STEP:
-        print(
-            f"error: the job died {SAME_STEP} times at step {step} without getting further; the "
-            f"last time: {attempts.last_failure()}; not tried again. Mend it, then submit anew",
-            file=sys.stderr,
-        )
-        return True
-    attempts.start(step)
-    return False
+def _progress(config: DictConfig, folder: RunFolder, module: Any) -> StepProgress:
+    """What a person watches, on the rank that shows it with what the training's work amounts to."""
+    work = None
+    captions = module.captions if config.stage_name == "diffusion" else None
+    if rank() == 0 and (cost := training_cost(config, captions)) is not None:
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        peak = peak_of(name)
+        work = Work(cost.training(), None if peak is None else 1e12 * peak)
+    return StepProgress(
+        folder.path / "log.txt",
+        every=config.log_every,
+        global_batch=config.global_batch,
+        work=work,
+    )
 
 
 def _announce(
@@ -310,6 +274,7 @@ def _announce(
     folder: RunFolder,
     trainer: L.Trainer,
     module: nn.Module,
+    data: PictureDataModule,
     resumed: Checkpoint | None,
 ) -> None:
     if not trainer.is_global_zero:
@@ -327,11 +292,38 @@ def _announce(
         "on": f"{world} x {device.type}, {config.precision}",
         "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
         "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",
-        "data": f"{config.data.train.shards}",
+        "data": f"{len(data.train)} to train, {len(data.val)} to validate: "
+        + ", ".join(_shards(config.data.train)),
+        "stop": "SIGTERM, SIGINT, SIGUSR1, SIGUSR2: saved after the step, exit code 85" + _limit(),
         "watch": f"tensorboard --logdir {config.run_root}",
     }
     for name, value in lines.items():
         print(f"{name:>9}  {value}", flush=True)
+
+
+def _limit() -> str:
+    """Where it runs in Slurm: until when, and whether it can be put back into the queue."""
+    if not job():
+        return ""
+    end = job_end()
+    if end is None:
+        return "; `scontrol` does not answer here: submit the job again after that"
+    return f"; Slurm's limit is {end}"
+
+
+def _shards(node: Any) -> Iterator[str]:
+    """Every `shards` of a data set, or of the data sets that it is made of."""
+    if OmegaConf.is_list(node):
+        for part in node:
+            yield from _shards(part)
+    elif OmegaConf.is_dict(node):
+        for key, value in node.items():
+            if key != "shards":
+                yield from _shards(value)
+            elif OmegaConf.is_list(value):
+                yield from map(str, value)
+            else:
+                yield str(value)
 
 
 def _conclude(folder: RunFolder, trainer: L.Trainer, seconds: float) -> None:

@@ -10,7 +10,8 @@ from ldm.data.batches import (
 from ldm.data.buckets import BucketedData
 from ldm.data.errors import DataError
 from ldm.data.keep import Keep
-from ldm.data.latents import LatentData, condition_of, posterior_of
+from ldm.data.latent_data import LatentData
+from ldm.data.latents import condition_of, posterior_of
 from ldm.data.mixed import MixedData
 from ldm.data.reading import Reading
 from ldm.data.shards import ShardData

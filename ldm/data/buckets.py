@@ -51,6 +51,11 @@ class BucketedData:
         """That of the pictures."""
         return self.data.content_hash
 
+    @property
+    def remote(self) -> bool:
+        """That of the pictures."""
+        return self.data.remote
+
     def captions(self) -> Iterator[str]:
         """That of the pictures."""
         return self.data.captions()
@@ -63,6 +68,13 @@ class BucketedData:
     def where(self, rows: Rows) -> list[str]:
         """The shards that hold these rows."""
         return self.data.where(rows)
+
+    def prefetch(self, rows: Rows) -> None:
+        """That of the pictures."""
+        self.data.prefetch(rows)
+
+    def null_text(self) -> None:
+        """Pictures come with captions."""
 
     def read(self, rows: Rows) -> tuple[PictureBatch, list[Fault]]:
         """The rows' pictures, all of the rows' shape."""

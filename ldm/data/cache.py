@@ -42,15 +42,18 @@ class Cache:
         self.folder = folder_of(reading) / "shards"
         self.limit = int(reading.cache_gigabytes * 1e9)
 
+    def path(self, address: str) -> Path:
+        """Where the copy is, or will be."""
+        return self.folder / hashlib.sha256(address.encode()).hexdigest()[:32]
+
     def fetch(self, address: str, tries: int | None = None) -> Path:
         """The local copy, fetched once by all processes together.
 
         Raises DataError after `reading.retries` further tries with growing pauses.
         """
-        name = hashlib.sha256(address.encode()).hexdigest()[:32]
-        path = self.folder / name
+        path = self.path(address)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(name):
+        with self._locked(path.name):
             if not path.is_file():
                 self._fetch(address, path, tries or self.reading.retries + 1)
                 self._make_room(path)

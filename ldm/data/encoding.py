@@ -8,8 +8,8 @@ from pathlib import Path
 
 import webdataset
 
-from ldm.data.index import build_index, load_index
-from ldm.data.latents import Layout, description, pack
+from ldm.data.index import LATENTS, build_index, load_index
+from ldm.data.latents import Layout, description, null_record, pack
 from ldm.types import Condition, Posterior
 
 
@@ -19,13 +19,18 @@ class LatentFolder:
     that the order of training stays the same.
 
     `made_by` are the fingerprints of what makes them: first stage, text encoder, transforms and
-    source.
+    source. `null` is what the text encoder says of the empty caption, where text is stored.
     """
 
     folder: Path
     split: str
     layout: Layout
     made_by: Mapping[str, str]
+    null: Condition | None = None
+
+    def __post_init__(self) -> None:
+        if (self.null is not None) != self.layout.has_text:
+            raise ValueError("text states go with those of the empty caption; give both or none")
 
     @property
     def recipe(self) -> str:
@@ -36,13 +41,13 @@ class LatentFolder:
         """This rank's shards that are not written yet, with the samples that go into each.
 
         `sizes` are the samples in each shard of the source. Raises ValueError where the folder
-        holds latents of another making.
+        holds latents of another making; every rank looks at all of them.
         """
         found = []
         start = 0
         for number, size in enumerate(sizes):
             path = self.folder / f"{self.split}-{number:05d}.tar"
-            if number % world == rank and size and not self._finished(path):
+            if not self._finished(path) and size and number % world == rank:
                 found.append((path, range(start, start + size)))
             start += size
         return found
@@ -68,7 +73,10 @@ class LatentFolder:
             with webdataset.TarWriter(
                 str(partial), encoder=False, mtime=0, user="ldm", group="ldm", mode=0o644
             ) as tar:
-                tar.write({"__key__": "_latents", "json": description(self.layout, self.made_by)})
+                first = {"__key__": LATENTS, "json": description(self.layout, self.made_by)}
+                if self.null is not None:
+                    first["latent"] = null_record(self.layout, self.null)
+                tar.write(first)
                 yield LatentWriter(self.layout, tar)
             build_index(partial, recipe=self.recipe).write(path.with_name(path.name + ".index"))
             partial.replace(path)

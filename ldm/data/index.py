@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Picture
 
-from ldm.data.decode import orientation
+from ldm.data.look import LeftOut, Look, look_at
 from ldm.data.tar import Member, scan
-from ldm.data.text import caption_of, field_of, record_of
+from ldm.data.text import REPLACED, caption_of, field_of, record_of
 
 FORMAT = 2
 RECORD = np.dtype(
@@ -77,6 +76,7 @@ class Header:
     left_out: dict[str, int] = field(default_factory=dict)  # kind of fault: how many samples
     examples: list[str] = field(default_factory=list)  # "key: why", the first of them
     modes: dict[str, int] = field(default_factory=dict)  # Pillow's picture modes: how many
+    mended: int = 0  # captions in which U+FFFD stands for NUL, surrogates, or others' losses
     damage: str | None = None
     latents: dict[str, Any] | None = None  # how records are packed, and what they were made by
     recipe: str | None = None  # digest of what `ldm shards make` made it from
@@ -152,19 +152,21 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
     faults = _Faults()
     groups = _grouped(found.members, faults)
     modes: Counter[str] = Counter()
+    mended = 0
     records, keys = [], bytearray()
     with path.open("rb") as file:
         latents = _latents(file, groups.pop(LATENTS, {}))
         for key, parts in groups.items():
             try:
-                record, mode = _sample(lambda member: _read(file, member), parts)
-            except _LeftOut as fault:
+                record, mode, caption = _sample(lambda member: _read(file, member), parts)
+            except LeftOut as fault:
                 faults.add(fault.kind, key, fault.reason)
                 continue
             name = key.encode()
             record |= {"key_offset": len(keys), "key_size": len(name)}
             keys += name
             modes[mode] += 1
+            mended += REPLACED in caption
             records.append(tuple(record.get(name, 0) for name in RECORD.names or ()))
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -175,6 +177,7 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
         left_out=dict(faults.kinds),
         examples=faults.examples,
         modes=dict(modes),
+        mended=mended,
         damage=found.damage,
         latents=latents,
         recipe=recipe,
@@ -182,17 +185,12 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
     return ShardIndex(header, np.array(records, RECORD), bytes(keys))
 
 
-class _LeftOut(Exception):
-    """This sample can never be read."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
-
-
 def _latents(file: io.BufferedReader, parts: dict[str, Member]) -> dict[str, Any] | None:
-    return record_of(_read(file, parts["json"])) if "json" in parts else None
+    """What `_latents.json` says, and where the empty caption's record lies."""
+    if "json" not in parts:
+        return None
+    null = {"null": parts["latent"].offset} if "latent" in parts else {}
+    return record_of(_read(file, parts["json"])) | null
 
 
 def _read(file: io.BufferedReader, member: Member) -> bytes:
@@ -239,11 +237,11 @@ def _grouped(members: Iterable[Member], faults: _Faults) -> dict[str, dict[str, 
 
 def _sample(
     read: Callable[[Member], bytes], parts: dict[str, Member]
-) -> tuple[dict[str, int], str]:
-    """The record of one sample, and its picture's mode."""
+) -> tuple[dict[str, int], str, str]:
+    """The record of one sample, its picture's mode, and its caption."""
     image = parts.get("image") or parts.get("latent")
     if image is None:
-        raise _LeftOut("no picture", f"only {', '.join(sorted(parts))}")
+        raise LeftOut("no picture", f"only {', '.join(sorted(parts))}")
     raw = read(image)
     look = look_at(raw) if "image" in parts else Look(1, 1, "latents", False)
     record = {
@@ -268,28 +266,5 @@ def _sample(
             record |= {"caption_offset": member.offset, "caption_size": member.size}
             caption = caption_of(read(member)) or caption
     except ValueError as error:
-        raise _LeftOut("unreadable caption", str(error)) from None
-    return record | {"caption_length": len(caption)}, look.mode
-
-
-class Look(NamedTuple):
-    """What a picture's header says; width and height as a viewer shows it."""
-
-    width: int
-    height: int
-    mode: str
-    jpeg: bool  # an upright RGB JPEG
-
-
-def look_at(raw: bytes) -> Look:
-    """Reads the header alone."""
-    if not raw:
-        raise _LeftOut("unreadable picture", "0 bytes")
-    try:
-        with Picture.open(io.BytesIO(raw)) as picture:
-            turned = orientation(picture)
-            size = picture.size if turned < 5 else picture.size[::-1]
-            jpeg = picture.format == "JPEG" and picture.mode == "RGB" and turned == 1
-            return Look(*size, picture.mode, jpeg)
-    except Exception as error:  # what a broken file makes a codec raise is not documented
-        raise _LeftOut("unreadable picture", f"{error} (starts with {raw[:12]!r})") from None
+        raise LeftOut("unreadable caption", str(error)) from None
+    return record | {"caption_length": len(caption)}, look.mode, caption

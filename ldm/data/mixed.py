@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ldm.data.batches import Data
 from ldm.data.errors import Fault
+from ldm.data.loading import Data
 from ldm.data.order import Indices, Order, Rows
 from ldm.data.random import permutation, scattered
+from ldm.types import Condition
 
 _CYCLE = 10_000  # positions in which the shares are exact; weights are rounded to 1/10,000
 
@@ -42,6 +43,11 @@ class MixedData:
         parts = [part.content_hash for part in self.data]
         return hashlib.sha256(repr((parts, self.counts.tolist())).encode()).hexdigest()
 
+    @property
+    def remote(self) -> bool:
+        """Whether a part has anything to prefetch."""
+        return any(part.remote for part in self.data)
+
     def captions(self) -> Iterator[str]:
         """Every part's captions, one part behind the other."""
         for part in self.data:
@@ -61,6 +67,15 @@ class MixedData:
         return [
             name for number, _, own in self._parts(rows) for name in self.data[number].where(own)
         ]
+
+    def prefetch(self, rows: Rows) -> None:
+        """Begins to fetch what these rows need."""
+        for number, _, own in self._parts(rows):
+            self.data[number].prefetch(own)
+
+    def null_text(self) -> Condition | None:
+        """That of the first part; the others' is the same, as their text encoder is."""
+        return self.data[0].null_text()
 
     def read(self, rows: Rows) -> tuple[Any, list[Fault]]:
         """A batch whose rows come from several parts; the parts' batches hold the same fields."""

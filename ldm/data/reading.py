@@ -10,6 +10,7 @@ class Reading:
     With `salvage` a shard that was cut gives its whole samples instead of an error.
     `cache` is the folder for copies of remote shards and for indexes that cannot be written beside
     their shards (default: ldm under $XDG_CACHE_HOME or ~/.cache), of at most `cache_gigabytes`.
+    While they are read, those that are needed `ahead` samples later are fetched; 0 fetches none.
     `retries` and `timeout` (seconds) hold for each shard. `pipe` allows `pipe:` addresses, which
     run a shell command.
     """
@@ -19,6 +20,7 @@ class Reading:
     salvage: bool = False
     cache: str | None = None
     cache_gigabytes: float = 50.0
+    ahead: int = 10_000
     retries: int = 4
     timeout: float = 300.0
     pipe: bool = False
@@ -26,5 +28,7 @@ class Reading:
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"reading.window is {self.window}; set it to 1 or more samples")
+        if self.ahead < 0:
+            raise ValueError(f"reading.ahead is {self.ahead}; set 0 or more samples")
         if not 0 <= self.tolerate < 1:
             raise ValueError(f"reading.tolerate is {self.tolerate}; set a share in [0, 1)")

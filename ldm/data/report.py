@@ -32,6 +32,10 @@ def describe(indexes: Sequence[ShardIndex]) -> list[str]:
     left_out = _summed([header.left_out for header in headers])
     if left_out:
         lines.append(f"left out   {_listed(left_out)}")
+    if mended := sum(header.mended for header in headers):
+        lines.append(
+            f"mended     {mended:,} captions hold U+FFFD in place of unreadable characters"
+        )
     if not len(width):
         return lines
     return [

@@ -1,26 +1,22 @@
 """A list of shards seen as one numbered sequence of samples."""
 
 import hashlib
-import os
-import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ldm.data.errors import DataError
-from ldm.data.index import CAPTION_FIELDS, Record, ShardIndex
+from ldm.data.ahead import Ahead
+from ldm.data.index import CAPTION_FIELDS, RECORD, Record, ShardIndex
 from ldm.data.keep import Keep
+from ldm.data.open_files import OpenFiles
 from ldm.data.opening import open_indexes
 from ldm.data.order import Indices
 from ldm.data.reading import Reading
 from ldm.data.sources import expand
 from ldm.data.text import caption_of, field_of, record_of
-
-_OPEN_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -31,14 +27,23 @@ class Place:
     row: int
 
 
+class Lines(NamedTuple):
+    """What the indexes say of some samples: the numbers of their shards, and their lines there."""
+
+    shards: Indices
+    records: NDArray[Any]
+
+
 class ShardSet:
     """Samples 0..len-1 in the order of the shards; what `keep` leaves out has no number."""
 
     def __init__(self, shards: str | Sequence[str], keep: Keep, reading: Reading) -> None:
-        self._files: OrderedDict[int, int] = OrderedDict()
         self.reading = reading
         self.sources = expand(shards, reading)
         self.indexes = open_indexes(self.sources, reading)
+        bytes_of = [index.header.bytes for index in self.indexes]
+        self.files = OpenFiles(self.sources, bytes_of, reading)
+        self.ahead = Ahead(self.sources)
         self.rows = [self._kept(shard, index, keep) for shard, index in enumerate(self.indexes)]
         self.sizes = [len(rows) for rows in self.rows]
         self._ends = np.cumsum(self.sizes)
@@ -50,10 +55,6 @@ class ShardSet:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Open files stay with their process."""
-        return self.__dict__ | {"_files": OrderedDict()}
 
     @property
     def content_hash(self) -> str:
@@ -79,37 +80,33 @@ class ShardSet:
         """The sample's line in its shard's index."""
         return self.indexes[place.shard].record(place.row)
 
+    def shards(self, samples: Indices) -> list[int]:
+        """The numbers of the shards that hold these samples."""
+        return np.unique(np.searchsorted(self._ends, samples, side="right")).tolist()
+
     def where(self, samples: Indices) -> list[str]:
-        """The shards that hold these samples."""
-        shards = np.unique(np.searchsorted(self._ends, samples, side="right"))
-        return [self.sources[shard].name for shard in shards.tolist()]
+        """The names of the shards that hold these samples."""
+        return [self.sources[shard].name for shard in self.shards(samples)]
 
-    def keys(self, samples: Indices) -> list[str]:
-        """The samples' keys."""
-        shards, rows = self._places(samples)
-        pairs = zip(shards.tolist(), rows.tolist(), strict=True)
-        return [self.indexes[shard].key(row) for shard, row in pairs]
-
-    def read_into(self, into: NDArray[Any], samples: Indices, rows: Indices) -> None:
-        """Fills these rows of an array of fixed-size records with their samples' bytes."""
-        size = into.dtype.itemsize
-        lines = into.view(np.uint8).reshape(len(into), size)
-        shards, places = self._places(samples[rows])
-        for shard in np.unique(shards).tolist():
-            chosen = shards == shard
-            offsets = self.indexes[shard].records["offset"][places[chosen]].tolist()
-            for row, offset in zip(rows[chosen].tolist(), offsets, strict=True):
-                lines[row] = np.frombuffer(self.read(shard, offset, size), np.uint8)
-
-    def _places(self, samples: Indices) -> tuple[Indices, Indices]:
-        """Shard and row of each sample."""
+    def lines(self, samples: Indices) -> Lines:
+        """The samples' lines in their shards' indexes."""
         shards = np.searchsorted(self._ends, samples, side="right")
-        rows = np.empty_like(samples)
+        records = np.empty(len(samples), RECORD)
         for shard in np.unique(shards).tolist():
             chosen = shards == shard
             start = int(self._ends[shard]) - self.sizes[shard]
-            rows[chosen] = self.rows[shard][samples[chosen] - start]
-        return shards, rows
+            rows = self.rows[shard][samples[chosen] - start]
+            records[chosen] = self.indexes[shard].records[rows]
+        return Lines(shards, records)
+
+    def keys(self, lines: Lines) -> list[str]:
+        """The samples' keys."""
+        starts = lines.records["key_offset"].tolist()
+        ends = (lines.records["key_offset"] + lines.records["key_size"]).tolist()
+        return [
+            self.indexes[shard].keys[start:end].decode()
+            for shard, start, end in zip(lines.shards.tolist(), starts, ends, strict=True)
+        ]
 
     def captions(self) -> Iterator[str]:
         """Every sample's default caption, in order, without touching a picture."""
@@ -122,7 +119,7 @@ class ShardSet:
         record = self.record(place)
         text = ""
         if record.caption_size:
-            raw = self.read(place.shard, record.caption_offset, record.caption_size)
+            raw = self.files.read(place.shard, record.caption_offset, record.caption_size)
             text = caption_of(raw)
         if not text and record.json_size:
             fields = self.fields(place)
@@ -134,47 +131,7 @@ class ShardSet:
         record = self.record(place)
         if not record.json_size:
             return {}
-        return record_of(self.read(place.shard, record.json_offset, record.json_size))
-
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """Bytes of a shard. Tries again with growing pauses, then raises DataError."""
-        for attempt in range(self.reading.retries + 1):
-            try:
-                return os.pread(self._file(shard), size, offset)
-            except OSError as error:
-                self._close(shard)
-                reason = error
-            if attempt < self.reading.retries:
-                time.sleep(0.5 * 2**attempt)
-        raise DataError(
-            f"shard {self.sources[shard].name} cannot be read ({reason}) after "
-            f"{self.reading.retries + 1} tries; bring it back and resume"
-        )
-
-    def _file(self, shard: int) -> int:
-        if shard in self._files:
-            self._files.move_to_end(shard)
-            return self._files[shard]
-        file = os.open(self.sources[shard].local(), os.O_RDONLY)
-        size, wanted = os.fstat(file).st_size, self.indexes[shard].header.bytes
-        if size != wanted and not self.reading.salvage:
-            os.close(file)
-            raise DataError(
-                f"shard {self.sources[shard].name} has {size} bytes and its index says {wanted}; "
-                "it was cut or changed: bring the right one back and resume"
-            )
-        self._files[shard] = file
-        while len(self._files) > _OPEN_FILES:
-            os.close(self._files.popitem(last=False)[1])
-        return self._files[shard]
-
-    def _close(self, shard: int) -> None:
-        if shard in self._files:
-            os.close(self._files.pop(shard))
-
-    def __del__(self) -> None:
-        for file in self._files.values():
-            os.close(file)
+        return record_of(self.files.read(place.shard, record.json_offset, record.json_size))
 
     def _kept(self, shard: int, index: ShardIndex, keep: Keep) -> Indices:
         records = index.records

@@ -1,7 +1,7 @@
 """Pictures with captions in tar shards: what a training or validation set is made of."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm.data.decode import Crop, Decoder, Window, colour_of
 from ldm.data.errors import DataError, Fault
 from ldm.data.keep import Keep
-from ldm.data.order import Order, Rows, ShuffledOrder
+from ldm.data.numbered import Numbered
+from ldm.data.order import Rows
 from ldm.data.random import CAPTION, FLIP, LEFT, REPLACE, TOP, scattered, uniforms
 from ldm.data.reading import Reading
 from ldm.data.shard_set import Place, ShardSet
@@ -48,7 +49,7 @@ def _draws(rows: Rows) -> NDArray[np.float64]:
     return np.stack(columns, axis=1)
 
 
-class ShardData:
+class ShardData(Numbered):
     """Pictures of `size` pixels square, with captions, out of tar shards.
 
     `shards` is a path, or several, with braces, globs and `asset:` for what ldm ships. `captions`
@@ -77,33 +78,19 @@ class ShardData:
         self.crop = crop
         self.keep = keep or Keep()
         self.decoder = Decoder(colour_of(background), self.keep.max_pixels)
-        self.reading = reading or Reading()
-        self.set = ShardSet(shards, self.keep, self.reading)
+        reading = reading or Reading()
+        super().__init__(ShardSet(shards, self.keep, reading), reading)
         self._fields = list(captions or {})
         weights = np.array(list((captions or {}).values()), np.float64)
         if captions is not None and not (np.all(weights >= 0) and weights.sum() > 0):
             raise ValueError(f"data.captions are {dict(captions)}; set weights of at least 0")
         self._shares = np.cumsum(weights) / max(weights.sum(), 1e-300)
 
-    def __len__(self) -> int:
-        return len(self.set)
-
     @property
-    def content_hash(self) -> str:
-        """Changes with any byte of any shard and with what is left out."""
-        return self.set.content_hash
-
-    def captions(self) -> Iterator[str]:
-        """Every sample's default caption, in order, without decoding a picture."""
-        return self.set.captions()
-
-    def order(self, seed: int, global_batch: int) -> Order:
-        """The training order; this one does not depend on the batch."""
-        return ShuffledOrder(self.set.sizes, seed, self.reading.window)
-
-    def where(self, rows: Rows) -> list[str]:
-        """The shards that hold these rows."""
-        return self.set.where(rows.samples)
+    def transforms(self) -> str:
+        """What is done to a picture, flips aside."""
+        red, green, blue = self.decoder.background
+        return f"{self.size} pixels, {self.crop} crop, on #{red:02x}{green:02x}{blue:02x}"
 
     def read(self, rows: Rows) -> tuple[PictureBatch, list[Fault]]:
         """The rows' pictures; where one cannot be read, another that its position determines."""
@@ -152,7 +139,7 @@ class ShardData:
         self, place: Place, shape: tuple[int, int], draws: NDArray[np.float64]
     ) -> tuple[Tensor, Window]:
         record = self.set.record(place)
-        raw = self.set.read(place.shard, record.offset, record.size)
+        raw = self.set.files.read(place.shard, record.offset, record.size)
         if zlib.crc32(raw) != record.crc:
             raise ValueError("the picture's bytes differ from the index's checksum")
         flip = self.flip and draws[0] < 0.5

@@ -99,6 +99,10 @@ class Source:
             return Path(self.name)
         return Cache(self.reading).fetch(self.name)
 
+    def is_here(self) -> bool:
+        """Whether `local` has nothing to fetch."""
+        return not is_remote(self.name) or Cache(self.reading).path(self.name).is_file()
+
     def fetched_index(self) -> Path | None:
         """The index that lies beside a remote shard; None where there is none."""
         if not is_remote(self.name) or self.name.startswith("pipe:"):

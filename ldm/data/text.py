@@ -5,10 +5,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+REPLACED = "\N{REPLACEMENT CHARACTER}"  # stands for what no tokenizer takes
 _UNWANTED = re.compile("[\0\ud800-\udfff]")  # lone surrogates come from JSON escapes
 
 
-def caption_of(raw: bytes) -> str:
+def caption_of(raw: bytes | bytearray) -> str:
     """The caption without its byte-order mark and outer blanks; NUL becomes U+FFFD.
 
     Raises ValueError when the bytes are not UTF-8.
@@ -16,12 +17,16 @@ def caption_of(raw: bytes) -> str:
     try:
         return cleaned(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"the caption is not UTF-8 (byte {error.start}: {raw[:24]!r})") from None
+        raise ValueError(
+            f"the caption is not UTF-8 (byte {error.start}: {bytes(raw[:24])!r})"
+        ) from None
 
 
 def cleaned(caption: str) -> str:
     """No byte-order mark, no outer blanks; U+FFFD for NUL and for lone surrogates."""
-    return _UNWANTED.sub("�", caption.removeprefix("﻿")).strip()
+    if caption.isascii() and "\0" not in caption:  # nothing to replace; most are
+        return caption.strip()
+    return _UNWANTED.sub(REPLACED, caption.removeprefix("﻿")).strip()
 
 
 def record_of(raw: bytes) -> dict[str, Any]:

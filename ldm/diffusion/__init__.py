@@ -13,7 +13,15 @@ from ldm.diffusion.grids import (
     TrailingGrid,
     UniformGrid,
 )
-from ldm.diffusion.guidance import Guided, Projected, Push, Rescaled, Straight, Thresholded
+from ldm.diffusion.guidance import (
+    Guidance,
+    Guided,
+    Projected,
+    Push,
+    Rescaled,
+    Straight,
+    Thresholded,
+)
 from ldm.diffusion.multistep import DPMSolver2M, DPMSolver3M, UniPC
 from ldm.diffusion.objective import Objective
 from ldm.diffusion.path import Sampler, Start
@@ -66,6 +74,7 @@ __all__ = [
     "Estimate",
     "Euler",
     "Grid",
+    "Guidance",
     "Guided",
     "Heun",
     "KarrasGrid",

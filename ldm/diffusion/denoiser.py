@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -68,12 +68,15 @@ class NetworkDenoiser:
         return Estimate(x0, noise, width)
 
 
+Watch: TypeAlias = Callable[[Latent, Time, Estimate], None]
+
+
 @dataclass(frozen=True)
 class Watched:
     """Shows each pass to a watcher, which gets (x_t, t, estimate): a trajectory, for example."""
 
     denoiser: Denoiser
-    watch: Callable[[Latent, Time, Estimate], None]
+    watch: Watch
 
     @property
     def schedule(self) -> Schedule:

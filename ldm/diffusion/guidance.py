@@ -47,11 +47,17 @@ class Rescaled:
 class Projected:
     """Adaptive projected guidance: only what is orthogonal to the good estimate is added in full,
     the parallel part, which saturates colours, by the share `parallel`, and no push is longer
-    than `radius` before scaling (Sadat et al. 2024, arXiv:2410.02416, algorithm 1, without its
-    momentum, which would make an estimate depend on those before it)."""
+    than `radius` before scaling (Sadat et al. 2024, arXiv:2410.02416, algorithm 1, whose momentum
+    is Guidance's)."""
 
     parallel: float = 0.0
     radius: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise ValueError(
+                f"push.radius is {self.radius}, which leaves no push: set it above 0, or .inf"
+            )
 
     def __call__(self, good: Latent, bad: Latent, scale: float) -> Latent:
         push = good - bad
@@ -63,22 +69,69 @@ class Projected:
 
 
 @dataclass(frozen=True)
-class Guided:
-    """Classifier-free guidance; scale 1 is none.
+class Guidance:
+    """The manner of guidance, whatever its scale.
 
-    `null` is the empty condition, or a negative prompt's: one row for each sample. With `weaker`,
-    a worse network on the same schedule, the bad estimate is its own: autoguidance where `null`
-    is the condition itself (Karras et al. 2024, arXiv:2406.02507). Guidance acts for t in [low,
-    high] only (Kynkaanniemi et al. 2024, arXiv:2404.07724).
+    It acts for t in [low, high] only (Kynkaanniemi et al. 2024, arXiv:2404.07724), along `push`.
+    `push_momentum` is the share of earlier pushes that is added to each, APG's being negative. With
+    `weaker`, a worse network on the same schedule, the bad estimate is its own: autoguidance
+    (Karras et al. 2024, arXiv:2406.02507). `limit` thresholds the guided data (Thresholded).
+    """
+
+    push: Push = field(default_factory=Straight)
+    low: float = 0.0
+    high: float = 1.0
+    push_momentum: float = 0.0
+    limit: float | None = None
+    weaker: Denoiser | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise ValueError(
+                f"guidance from t = {self.low} to {self.high} is no interval in [0, 1]: "
+                "set 0 <= guidance.low <= guidance.high <= 1"
+            )
+        if not -1 < self.push_momentum < 1:
+            raise ValueError(
+                f"guidance.push_momentum is {self.push_momentum}, and pushes would grow without "
+                "end: set it between -1 and 1, such as -0.5; 0 is none"
+            )
+        if self.limit is not None and not self.limit > 0:
+            raise ValueError(
+                f"guidance.limit is {self.limit}, which leaves no data: set guidance.limit to e.g. "
+                "4, or null for none"
+            )
+
+
+class _Momentum:
+    """The pushes of one run of a sampler, each with a share of those before it."""
+
+    def __init__(self) -> None:
+        self._sum: Latent | None = None
+        self._t = 0.0
+
+    def __call__(self, push: Latent, share: float, t: Time) -> Latent:
+        """A rise in t begins another run."""
+        now = float(t.max())
+        if self._sum is not None and now <= self._t:
+            push = push + share * self._sum
+        self._sum, self._t = push, now
+        return push
+
+
+@dataclass(frozen=True)
+class Guided:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598); scale 1 is none.
+
+    `null` is the empty condition, or a negative prompt's: one row for each sample. A weaker
+    network is told `null` too, which for autoguidance is the condition itself.
     """
 
     denoiser: Denoiser
     null: Condition
     scale: float
-    low: float = 0.0
-    high: float = 1.0
-    push: Push = field(default_factory=Straight)
-    weaker: Denoiser | None = None
+    manner: Guidance = field(default_factory=Guidance)
+    _momentum: _Momentum = field(default_factory=_Momentum, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.scale >= 0:
@@ -86,14 +139,10 @@ class Guided:
                 f"scale is {self.scale}, but guidance pushes towards the condition: "
                 "set scale to 1 for none, and to 2 ... 10 for more"
             )
-        if not 0 <= self.low <= self.high <= 1:
+        weaker = self.manner.weaker
+        if weaker is not None and weaker.schedule != self.schedule:
             raise ValueError(
-                f"guidance from t = {self.low} to {self.high} is no interval in [0, 1]: "
-                "set 0 <= low <= high <= 1"
-            )
-        if self.weaker is not None and self.weaker.schedule != self.schedule:
-            raise ValueError(
-                f"the weaker network's schedule is {self.weaker.schedule}, the network's "
+                f"the weaker network's schedule is {weaker.schedule}, the network's "
                 f"{self.schedule}: set weaker to a checkpoint of the same schedule"
             )
 
@@ -104,7 +153,7 @@ class Guided:
 
     def __call__(self, x_t: Latent, t: Time, condition: Condition) -> Estimate:
         """One pass at scale 1 or outside the interval, otherwise one of twice the batch."""
-        inside = (self.low <= t) & (t <= self.high)
+        inside = (self.manner.low <= t) & (t <= self.manner.high)
         if self.scale == 1 or not inside.any():
             return self.denoiser(x_t, t, condition)
         if len(self.null) != len(condition):
@@ -113,15 +162,18 @@ class Guided:
                 "set one row for each"
             )
         good, bad = self._pair(x_t, t, condition)
-        x0 = self.push(good.x0, bad.x0, self.scale)
+        worse = bad.x0
+        if self.manner.push_momentum != 0:
+            worse = good.x0 - self._momentum(good.x0 - bad.x0, self.manner.push_momentum, t)
+        x0 = self.manner.push(good.x0, worse, self.scale)
         if not inside.all():
             x0 = torch.where(columns(inside).to(x0.device), x0, good.x0)
         return with_data(self.schedule, x_t, t, x0)._replace(width=good.width)
 
     def _pair(self, x_t: Latent, t: Time, condition: Condition) -> tuple[Estimate, Estimate]:
         """The good and the bad estimate."""
-        if self.weaker is not None:
-            return self.denoiser(x_t, t, condition), self.weaker(x_t, t, self.null)
+        if self.manner.weaker is not None:
+            return self.denoiser(x_t, t, condition), self.manner.weaker(x_t, t, self.null)
         both = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), condition.cat(self.null))
         n = len(x_t)
 

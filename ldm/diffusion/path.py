@@ -7,7 +7,7 @@ kernel launch, never wait for an accelerator, and are exact whatever the latents
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -125,6 +125,19 @@ class Sampler(ABC):
             raise ValueError(
                 f"steps is {self.steps}, but sampling makes at least one: set steps=20"
             )
+
+    @property
+    def passes(self) -> int:
+        """How often the denoiser is asked on a grid that ends at t = 0."""
+        return self.steps
+
+    def within(self, passes: int) -> "Sampler":
+        """The same with as many steps as cost no more than this many passes."""
+        possible = (replace(self, steps=steps) for steps in range(passes, 0, -1))
+        for sampler in possible:
+            if sampler.passes <= passes:
+                return sampler
+        raise ValueError(f"{passes} passes make no step: set passes to 1 or more")
 
     def __call__(
         self,

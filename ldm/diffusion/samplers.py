@@ -107,6 +107,10 @@ class Heun(Sampler):
 
     churn: Churn | None = None
 
+    @property
+    def passes(self) -> int:
+        return 2 * self.steps - 1
+
     def walk(self, path: Path, x: Latent) -> Latent:
         straight = 1 if path.stops[0].alpha == 0 else 0
         for here, there in path.steps():

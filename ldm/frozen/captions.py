@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.frozen.clip import Clip
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 
@@ -33,6 +34,9 @@ class CaptionEncoder(Protocol):
     def to(self, device: torch.device) -> None:
         """Move weights; later conditions come from there."""
 
+    def fingerprint(self) -> str:
+        """Another one says other things of some caption: weights and settings, hashed."""
+
 
 class Row(NamedTuple):
     """What an encoder said of one caption: `[l d]`, `[l]`, `[p]` or None."""
@@ -48,7 +52,13 @@ class Row(NamedTuple):
 
 
 class RowMemory:
-    """The most recently used rows, up to a number of bytes."""
+    """The most recently used rows, up to a number of bytes.
+
+    What is remembered is encoded a caption at a time: the last bits of a row depend on how many
+    rows a matrix product has, and a training that continues must not depend on what it has seen
+    before. With a limit of 0 nothing is remembered and the captions of a call are encoded at once,
+    which is faster where captions seldom come again.
+    """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -56,11 +66,11 @@ class RowMemory:
         self.rows: OrderedDict[str, Row] = OrderedDict()
 
     def __call__(self, captions: list[str], encode: Callable[[list[str]], Condition]) -> Condition:
-        """Encode what is not remembered, once each, and put the rows in the captions' order."""
+        """Encode what is not remembered, once each; the rows are in the captions' order."""
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self.rows]
-        if missing:
-            fresh = encode(missing)
-            for index, caption in enumerate(missing):
+        for together in [[caption] for caption in missing] if self.limit else [missing]:
+            fresh = encode(together)
+            for index, caption in enumerate(together):
                 pooled = None if fresh.pooled is None else fresh.pooled[index].clone()
                 row = Row(fresh.tokens[index].clone(), fresh.mask[index].clone(), pooled)
                 self.rows[caption] = row
@@ -85,7 +95,8 @@ class RowMemory:
 
 class RememberingCaptions:
     """A frozen text encoder whose answers are remembered, up to `cache_bytes`. A subclass says in
-    `encode` what it asks; it is asked here for the first time, for the widths.
+    `encode` what it asks; it is asked here for the first time, for the widths. A subclass also
+    tells its `fingerprint`, by which stored text states are known.
 
     The first caption that does not fit gives a warning that counts its tokens; later ones none.
     """
@@ -140,13 +151,23 @@ class OpenClipCaptions(RememberingCaptions):
     Tokens are the states of layer `layer` (-1 the last, -2 the one before) after the final layer
     norm; those up to and with end-of-text count. `pooled` is the projected text embedding, not
     normalised. Captions longer than the model's context are cut, and the first time that happens
-    a warning counts their tokens. `cache_bytes` bounds the memory of captions already encoded.
+    a warning counts their tokens. `cache_bytes` bounds the memory of captions already encoded (0:
+    none, see `RowMemory`).
     """
 
     def __init__(self, clip: Clip, *, layer: int = -1, cache_bytes: int = 2**28) -> None:
         self.tokenizer = clip.tokenizer
         self.layer = layer
         super().__init__(clip.model, cache_bytes)
+
+    def fingerprint(self) -> str:
+        """Of the text tower alone."""
+        weights = {
+            name: value
+            for name, value in self.model.state_dict().items()
+            if not name.startswith(("visual.", "logit_"))
+        }
+        return text_fingerprint((self.layer, self.tokenizer.context_length), weights)
 
     def encode(self, captions: list[str]) -> Condition:
         """Token states and pooled embedding."""

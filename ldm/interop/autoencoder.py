@@ -1,28 +1,26 @@
-"""The KL autoencoder's weights under the names of diffusers and of CompVis.
+"""The convolutional autoencoders' weights under the names of diffusers and of CompVis.
 
 Diffusers knows one scale for all latent channels and CompVis one number as well, where ours
 are normalised channel by channel. The 1x1 convolutions beside the latents take that in exactly,
 see `folded`, so that the other side's scale is 1.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ldm.interop.files import refuse_unless
-from ldm.interop.links import Table
-from ldm.models import KLAutoencoder
+from ldm.interop.links import State, Table
+from ldm.models import KLAutoencoder, QuantisedAutoencoder
 
-DIFFUSERS_CLASS = "AutoencoderKL"
-PATCHED_CLASS = "PatchedAutoencoderKL"
+Convolutional = KLAutoencoder | QuantisedAutoencoder
+_COUNTED = ("quantizer.counts", "quantizer.updates")  # of a codebook's training, which is ours
 
 
-def autoencoder_table(network: KLAutoencoder) -> Table:
+def autoencoder_table(network: Convolutional) -> Table:
     """Diffusers' names."""
-    table = Table(network)
+    table = Table(network, _COUNTED)
     for side in ("encoder", "decoder"):
         _ends(table, side, norm_out="conv_norm_out")
         for index in (0, 2):
@@ -42,10 +40,10 @@ def autoencoder_table(network: KLAutoencoder) -> Table:
     return table
 
 
-def compvis_autoencoder_table(network: KLAutoencoder) -> Table:
+def compvis_autoencoder_table(network: Convolutional) -> Table:
     """CompVis' names, without `first_stage_model.`: its attention projects by convolutions, and
     its decoder counts levels from the finest."""
-    table = Table(network)
+    table = Table(network, _COUNTED)
     last = len(network.encoder.levels) - 1
     for side in ("encoder", "decoder"):
         _ends(table, side, norm_out="norm_out")
@@ -75,10 +73,24 @@ def _ends(table: Table, side: str, *, norm_out: str) -> None:
 def _latent_convolutions(table: Table) -> None:
     if "to_moments.weight" in table.shapes:
         table.same("to_moments", "quant_conv")
+    if "to_latent.weight" in table.shapes:
+        table.same("to_latent", "quant_conv")
+        table.stacked("quantizer.codebook", "quantize.embedding.weight")
+    if "from_latent.weight" in table.shapes:
         table.same("from_latent", "post_quant_conv")
 
 
-def _blocks(network: KLAutoencoder, side: str) -> list[tuple[int, int, str]]:
+def load_autoencoder(network: Convolutional, table: Table, state: State, source: str) -> None:
+    """Fill the network whole or not at all. A codebook counts as long in use, so that training on
+    does not begin by placing its entries anew."""
+    taken = table.take(state, source)
+    if "quantizer.codebook" in taken:
+        taken["quantizer.counts"] = torch.full(taken["quantizer.codebook"].shape[:1], 1e4)
+        taken["quantizer.updates"] = torch.tensor(1)
+    network.load_state_dict(taken)
+
+
+def _blocks(network: Convolutional, side: str) -> list[tuple[int, int, str]]:
     """(level, index of the block, our name of the level), in order."""
     levels: Any = network.encoder.levels if side == "encoder" else network.decoder.levels
     return [
@@ -117,102 +129,6 @@ def with_new_attention_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = ".".join([*path, old[part], leaf])
         renamed[name] = value
     return renamed
-
-
-def _learned(part: nn.Module) -> bool:
-    """Whether something stands there, and not the identity in its place."""
-    return any(True for _ in part.parameters())
-
-
-def autoencoder_to_diffusers(
-    network: KLAutoencoder, size: int, *, scale: float = 1.0, patched: bool = False
-) -> dict[str, Any]:
-    """The config of the AutoencoderKL that computes the same, for pictures of `size`; `scale` is
-    what it multiplies latents with.
-
-    ValueError names what diffusers cannot express. With `patched`, folded pixels are expressed by
-    `ldm.interop.patched`, which needs this package where it is loaded.
-    """
-    encoder: Any = network.encoder
-    patch: int = encoder.patch
-    if patch > 1 and not (patched and patch & (patch - 1) == 0):
-        raise ValueError(
-            f"diffusers' AutoencoderKL folds no pixels into channels, and this autoencoder has "
-            f"patch={patch}: train one with autoencoder.patch=1"
-        )
-    attention = [_learned(level.attentions) for level in encoder.levels]
-    widths = [level.blocks[-1].conv2.out_channels for level in encoder.levels]
-    config = {
-        "_class_name": DIFFUSERS_CLASS,
-        "in_channels": network.image_channels,
-        "out_channels": network.image_channels,
-        "down_block_types": [
-            "AttnDownEncoderBlock2D" if has else "DownEncoderBlock2D" for has in attention
-        ],
-        "up_block_types": [
-            "AttnUpDecoderBlock2D" if has else "UpDecoderBlock2D" for has in reversed(attention)
-        ],
-        "block_out_channels": widths,
-        "layers_per_block": len(encoder.levels[0].blocks),
-        "latent_channels": network.latent_channels,
-        "norm_num_groups": encoder.norm_out.num_groups,
-        "sample_size": size,
-        "scaling_factor": scale,
-        "mid_block_add_attention": _learned(encoder.middle[1]),
-    }
-    if patch > 1:
-        foldings = patch.bit_length() - 1
-        return config | {
-            "_class_name": PATCHED_CLASS,
-            "block_out_channels": [widths[0]] * foldings + widths,
-            "patch": patch,
-        }
-    convolutions = _learned(network.to_moments)
-    return config | {
-        "use_quant_conv": convolutions,
-        "use_post_quant_conv": convolutions,
-        "force_upcast": False,
-    }
-
-
-def autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What to build our autoencoder with, for the shape that an AutoencoderKL's config tells.
-
-    ValueError names the settings that ours does not have.
-    """
-    refuse_unless(
-        config, {"act_fn": "silu", "latents_mean": None, "latents_std": None}, DIFFUSERS_CLASS
-    )
-    widths = list(config.get("block_out_channels", [64]))
-    kinds = list(config.get("down_block_types", ["DownEncoderBlock2D"] * len(widths)))
-    ups = list(config.get("up_block_types", ["UpDecoderBlock2D"] * len(widths)))
-    mirrored = [kind.replace("DownEncoder", "UpDecoder") for kind in reversed(kinds)]
-    known = {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}
-    convolutions = {config.get("use_quant_conv", True), config.get("use_post_quant_conv", True)}
-    mirrored = [kind.replace("AttnDown", "AttnUp") for kind in mirrored]
-    if set(kinds) - known or ups != mirrored or len(convolutions) > 1:
-        raise ValueError(
-            f"this {DIFFUSERS_CLASS} cannot be expressed here: down_block_types={kinds}, "
-            f"up_block_types={ups}, use_quant_conv={config.get('use_quant_conv')} (each level is "
-            f"one of {sorted(known)}, the decoder mirrors the encoder, both convolutions or none)"
-        )
-    width = math.gcd(*widths)
-    return {
-        "latent_channels": config.get("latent_channels", 4),
-        "width": width,
-        "multipliers": [w // width for w in widths],
-        "blocks": config.get("layers_per_block", 1),
-        "attention_levels": [i for i, kind in enumerate(kinds) if kind.startswith("Attn")],
-        "middle_attention": config.get("mid_block_add_attention", True),
-        "groups": config.get("norm_num_groups", 32),
-        "image_channels": config.get("in_channels", 3),
-        "latent_convolutions": convolutions.pop(),
-    }
-
-
-def latent_scale(config: Mapping[str, Any]) -> tuple[float, float]:
-    """Mean and standard deviation of all latent channels, as an AutoencoderKL's config has them."""
-    return config.get("shift_factor") or 0.0, 1 / config.get("scaling_factor", 0.18215)
 
 
 def folded(

@@ -5,9 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ldm.interop.unet import channels_in
+
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."
 TEXT = "cond_stage_model.model."  # open_clip's own names stand behind it, as in SD 2.x
+OPENAI_TEXT = "cond_stage_model.transformer."  # transformers' names, as in SD 1.x
 
 
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -62,7 +65,7 @@ def unet_arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     pooled = state.get("label_emb.0.0.weight")
     text = state["middle_block.1.transformer_blocks.0.attn2.to_k.weight"].shape[1]
     return {
-        "in_channels": state["input_blocks.0.0.weight"].shape[1],
+        **channels_in(state["input_blocks.0.0.weight"].shape[1], state["out.2.weight"].shape[0]),
         "text_width": text,
         "channels": channels,
         "depths": [next(d for here, _, d in blocks if here == level) for level in range(levels)],
@@ -82,7 +85,8 @@ def projects_by_convolutions(state: Mapping[str, Tensor]) -> bool:
 
 
 def autoencoder_arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What to build our autoencoder with, read off the tensors. ValueError where there is none."""
+    """What to build our autoencoder with, read off the tensors; with a codebook the quantizer
+    stands among them as a node. ValueError where there is no autoencoder."""
     if "encoder.conv_in.weight" not in state:
         raise ValueError(
             "no autoencoder is in this checkpoint: encoder.conv_in.weight is not there"
@@ -92,13 +96,20 @@ def autoencoder_arguments_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     channels = [state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in levels]
     if odd := [c for c in channels if c % width]:
         raise ValueError(f"levels of {odd} channels are no multiples of the first {width}")
-    return {
-        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+    shape: dict[str, Any] = {
         "width": width,
         "multipliers": [c // width for c in channels],
         "blocks": len(_numbers(state, "encoder.down.0.block.")),
         "attention_levels": [i for i in levels if f"encoder.down.{i}.attn.0.q.weight" in state],
         "middle_attention": "encoder.mid.attn_1.q.weight" in state,
         "image_channels": state["encoder.conv_in.weight"].shape[1],
+    }
+    if (book := state.get("quantize.embedding.weight")) is not None:
+        entries, size = book.shape
+        target = "ldm.models.VectorQuantizer"
+        return {"quantizer": {"_target_": target, "entries": entries, "channels": size}} | shape
+    return {
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
         "latent_convolutions": "quant_conv.weight" in state,
+        **shape,
     }

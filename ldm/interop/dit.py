@@ -1,4 +1,4 @@
-"""DiT and SiT weights under the names of diffusers and of their authors."""
+"""DiT weights under diffusers' names."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from ldm.interop.files import refuse_unless
 from ldm.interop.links import Table
 from ldm.models import DiT
-from ldm.models.embeddings import rotary_angles, sincos_positions
 
 DIFFUSERS_CLASS = "DiTTransformer2DModel"
 
@@ -50,6 +49,7 @@ def dit_to_diffusers(network: DiT, size: int) -> dict[str, Any]:
         "shared_modulation": (network.shared_modulation, False),
         "registers": (0 if network.registers is None else len(network.registers), 0),
         "frequency_shift": (network.time.shift, 1.0),
+        "spatial": (network.spatial, ()),
     }
     odd = [
         f"{name}={value} (only {only})" for name, (value, only) in wanted.items() if value != only
@@ -101,46 +101,3 @@ def dit_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "time_offset": -1.0,
         "frequency_shift": 1.0,
     }
-
-
-def original_dit_table(network: DiT, size: int, *, towards_data: bool) -> Table:
-    """The authors' names, which DiT, SiT and LightningDiT share, for latents of `size`.
-
-    `towards_data`: their velocity points from noise to data (SiT, LightningDiT), ours to noise.
-    """
-    table = Table(network)
-    table.same("enter.conv", "x_embedder.proj")
-    table.same("time.network.enter", "t_embedder.mlp.0")
-    table.same("time.network.leave", "t_embedder.mlp.2")
-    table.embedded("label", "y_embedder.embedding_table")
-    for index in range(network.depth):
-        here = f"blocks.{index}"
-        table.same(f"{here}.modulation.layer", f"{here}.adaLN_modulation.1")
-        table.same(f"{here}.attention.qkv", f"{here}.attn.qkv")
-        table.same(f"{here}.attention.out", f"{here}.attn.proj")
-        if network.qk_norm:
-            table.same(f"{here}.attention.query_norm", f"{here}.attn.q_norm")
-            table.same(f"{here}.attention.key_norm", f"{here}.attn.k_norm")
-        if network.rms_norm:
-            table.same(f"{here}.attention_norm", f"{here}.norm1")
-            table.same(f"{here}.feed_norm", f"{here}.norm2")
-        if network.swiglu:
-            table.swapped(f"{here}.feed_forward.enter", f"{here}.mlp.w12")
-            table.same(f"{here}.feed_forward.leave", f"{here}.mlp.w3")
-        else:
-            table.same(f"{here}.feed_forward.enter", f"{here}.mlp.fc1")
-            table.same(f"{here}.feed_forward.leave", f"{here}.mlp.fc2")
-    table.same("leave.modulation.layer", "final_layer.adaLN_modulation.1")
-    if network.rms_norm:
-        table.same("leave.norm", "final_layer.norm_final")
-    if towards_data:
-        table.negated("leave.linear", "final_layer.linear")
-    else:
-        table.same("leave.linear", "final_layer.linear")
-    cells = size // network.patch
-    table.constants["pos_embed"] = sincos_positions(cells, cells, network.width)[None]
-    if network.rope:
-        angles = rotary_angles(cells, cells, network.width // network.heads)
-        for name, value in zip(("freqs_cos", "freqs_sin"), angles, strict=True):
-            table.constants[f"feat_rope.{name}"] = value.repeat_interleave(2, dim=1)
-    return table

@@ -1,6 +1,7 @@
 """Weight files and folders, read without running any code that they may hold."""
 
 import json
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +15,8 @@ WEIGHTS = "diffusion_pytorch_model"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .ckpt, .bin, .pt or .pth read as weights only.
+    """The tensors of a .safetensors file, or of a .ckpt, .bin, .pt or .pth read as weights only;
+    averaged ones (`ema`) where a file holds both.
 
     FileNotFoundError where there is none; ValueError for a pickle that wants to run code.
     """
@@ -23,15 +25,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # DiT's and SiT's training keeps the command's options beside the tensors, as plain values.
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors and was not opened, since a pickle can run any code "
             "(" + str(error).splitlines()[0][:120] + "); convert it to .safetensors where you "
             "trust it"
         ) from None
-    content = content.get("state_dict", content)
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    for name in ("state_dict", "ema", "model"):
+        if isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    return {
+        name.removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -5,7 +5,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ldm.interop.dit import diffusers_dit_table
 from ldm.interop.links import Table
+from ldm.interop.mmdit import mmdit_table
+from ldm.interop.unet import DIFFUSERS, DIFFUSERS_CLASSES, unet_table
+from ldm.models import DiT, MMDiT, UNet
 from ldm.models.lora import lora_layers
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -42,3 +46,25 @@ def write_lora(folder: Path, network: nn.Module, table: Table, component: str) -
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"{component}.{n}": v for n, v in lora_to_diffusers(network, table).items()}
     save_file(state, folder / FILE)
+
+
+def network_table(network: nn.Module) -> Table:
+    """Diffusers' names for a network before `add_lora`. ValueError where it has no counterpart."""
+    match network:
+        case UNet():
+            classes = 0 < network.pooled_width <= 6 * 256
+            names = DIFFUSERS_CLASSES if classes else DIFFUSERS
+            return unet_table(network, names, convolutions=False)
+        case MMDiT():
+            return mmdit_table(network, 2 * network.patch)  # positions are not adapted
+        case DiT() if network.classes and not network.swiglu:
+            return diffusers_dit_table(network)
+    raise ValueError(
+        f"diffusers has no counterpart of this {type(network).__name__}, so that there are no "
+        "names for its low-rank weights: use --to safetensors"
+    )
+
+
+def component_of(network: nn.Module) -> str:
+    """What a pipeline calls the network."""
+    return "unet" if isinstance(network, UNet) else "transformer"

@@ -80,6 +80,8 @@ def mmdit_to_diffusers(network: MMDiT, size: int) -> dict[str, Any]:
     """
     if not network.pooled_width:
         raise ValueError("diffusers' SD3 transformer needs a pooled text: pooled_width=0 has none")
+    if network.spatial:
+        raise ValueError("diffusers' SD3 transformer is told of no picture: spatial=[] is needed")
     if not network.attend_padding:
         raise ValueError(
             "diffusers' SD3 transformer attends to padded tokens, and this one does not: "

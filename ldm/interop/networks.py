@@ -14,6 +14,7 @@ from ldm.interop.unet import DIFFUSERS_CLASS as UNET_CLASS
 from ldm.interop.unet import diffusers_names, unet_arguments, unet_table
 from ldm.models import DiT, MMDiT, UNet
 
+NETWORK_CLASSES = (UNET_CLASS, DIT_CLASS, MMDIT_CLASS)
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -44,8 +45,8 @@ def network_from_diffusers(
         table = mmdit_table(mmdit, config.get("sample_size", 128))
     else:
         raise ValueError(
-            f"{source}: {kind} is not known here; known are {UNET_CLASS}, {DIT_CLASS}, "
-            f"{MMDIT_CLASS} and AutoencoderKL"
+            f"{source}: {kind} is no network that is known here; known are "
+            f"{', '.join(NETWORK_CLASSES)}"
         )
     network.load_state_dict(table.take(state, source), assign=True)
     return network, arguments

@@ -1,7 +1,8 @@
-"""Our pixel-folding autoencoder as a diffusers model, for pipelines on machines that have `ldm`.
+"""The pixel-folding autoencoder of `ldm` as a diffusers model.
 
-Diffusers has no class for it. A pipeline's model_index.json may name a class of any installed
-package, and names this one. Nothing else imports this module: diffusers is no dependency.
+Diffusers has no class that could compute the same: no stack of its layers knows in which corner of
+a folded cell a pixel stands. `ldm export` writes this file beside the weights, where
+`from_pretrained(..., trust_remote_code=True)` finds it, so that nothing of `ldm` is needed there.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class PatchedAutoencoderKL(AutoencoderKL):  # type: ignore[misc]  # diffusers is
         norm_num_groups: int = 32,
         sample_size: int = 32,
         scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
         mid_block_add_attention: bool = True,
         patch: int = 2,
     ) -> None:
@@ -52,6 +54,7 @@ class PatchedAutoencoderKL(AutoencoderKL):  # type: ignore[misc]  # diffusers is
             norm_num_groups=norm_num_groups,
             sample_size=sample_size,
             scaling_factor=scaling_factor,
+            shift_factor=shift_factor,
             force_upcast=False,
             mid_block_add_attention=mid_block_add_attention,
         )

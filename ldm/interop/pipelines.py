@@ -1,142 +1,210 @@
-"""Whole diffusers pipelines, written as folders that `from_pretrained` loads."""
+"""Whole diffusers pipelines, written as folders that `from_pretrained` loads.
+
+What a pipeline's own code asks of its parts is checked before anything is written: it attends to
+padding, it takes the states of fixed layers, and SDXL's tells six sizes behind the pooled text.
+"""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from ldm.interop import compvis
-from ldm.interop.autoencoder import (
-    PATCHED_CLASS,
-    autoencoder_table,
-    autoencoder_to_diffusers,
-    compvis_autoencoder_table,
-    folded,
-)
 from ldm.interop.dit import diffusers_dit_table, dit_to_diffusers
 from ldm.interop.files import write_folder, write_json
+from ldm.interop.first_stage import FirstStage, needs_kl, write_first_stage
+from ldm.interop.mmdit import mmdit_table, mmdit_to_diffusers
 from ldm.interop.schedulers import Described, scheduler_config
-from ldm.interop.text import clip_text_config, clip_text_table, write_clip_tokenizer
-from ldm.interop.unet import COMPVIS, diffusers_names, unet_table, unet_to_diffusers
-from ldm.models import DiT, KLAutoencoder, MMDiT, UNet
+from ldm.interop.text import HubText, Text, write_text
+from ldm.interop.unet import diffusers_names, unet_table, unet_to_diffusers
+from ldm.models import DiT, MMDiT, UNet
 
 DIFFUSERS_VERSION = "0.38.0"  # the oldest whose configs these are
+SIZES = 6 * 256  # numbers that SDXL's pipeline puts behind the pooled text
 
 
 @dataclass(frozen=True)
-class FirstStage:
-    """An autoencoder with the mean and standard deviation of its latents, a number a channel."""
+class Parts:
+    """What every pipeline is made of: the first stage, the text encoders in order, the schedule and
+    the target, and the latents' size."""
 
-    autoencoder: KLAutoencoder
-    mean: Sequence[float]
-    std: Sequence[float]
+    first: FirstStage
+    texts: Sequence[Text]
+    described: Described
+    size: int
 
-
-@dataclass(frozen=True)
-class Tower:
-    """An open_clip model, its tokenizer, and the layer whose states are told (-1 the last)."""
-
-    model: Any
-    tokenizer: Any
-    layer: int = -1
+    @property
+    def pixels(self) -> int:
+        """A picture's side."""
+        return self.size * self.first.autoencoder.factor
 
 
-def write_first_stage(folder: Path, first: FirstStage, size: int) -> list[str]:
-    """An AutoencoderKL whose latents are normalised, for pictures of `size`; returns the library
-    and the class that load it."""
-    network = with_latent_convolutions(first.autoencoder)
-    state = autoencoder_table(network).give(
-        folded(first.autoencoder.state_dict(), first.mean, first.std)
+def write_pipeline(folder: Path, network: nn.Module, parts: Parts) -> str:
+    """The pipeline that fits the network and its text encoders; returns its class's name.
+
+    ValueError where there is none, or where its code would compute something else; nothing is
+    written then.
+    """
+    match network:
+        case UNet() if len(parts.texts) == 1:
+            return _write_stable_diffusion(folder, network, parts)
+        case UNet() if len(parts.texts) == 2:
+            return _write_sdxl(folder, network, parts)
+        case DiT() if network.classes:
+            return _write_dit(folder, network, parts)
+        case MMDiT() if len(parts.texts) == 3:
+            return _write_sd3(folder, network, parts)
+        case MMDiT():
+            raise ValueError(
+                "StableDiffusion3Pipeline conditions on two CLIP encoders and a T5 behind them "
+                f"(text=sd3), and this MMDiT on {len(parts.texts)} text encoders: export its parts "
+                "with --to safetensors"
+            )
+    raise ValueError(
+        f"diffusers has no pipeline for {type(network).__name__} with this conditioning: there is "
+        "StableDiffusionPipeline for a UNet with one text encoder, StableDiffusionXLPipeline for "
+        "one with two, StableDiffusion3Pipeline for an MMDiT, and DiTPipeline for a DiT of "
+        "classes; --to safetensors exports any network"
     )
-    config = autoencoder_to_diffusers(network, size, patched=True)
-    write_folder(folder, config, state)
-    patched = config["_class_name"] == PATCHED_CLASS
-    return ["ldm.interop.patched" if patched else "diffusers", config["_class_name"]]
 
 
-def with_latent_convolutions(network: KLAutoencoder) -> KLAutoencoder:
-    """A copy that has the 1x1 convolutions beside the latents, for `folded` to fill."""
-    copy = deepcopy(network)
-    channels = network.latent_channels
-    copy.to_moments = nn.Conv2d(2 * channels, 2 * channels, 1)
-    copy.from_latent = nn.Conv2d(channels, channels, 1)
-    return copy
-
-
-def write_text_encoder(folder: Path, tower: Tower) -> list[str]:
-    """A CLIPTextModel in `folder`, its tokenizer beside it."""
-    layers = len(tower.model.transformer.resblocks) + 1 + tower.layer
-    state = clip_text_table(tower.model, layers).give(tower.model.state_dict())
-    del state["text_projection.weight"]  # this class has none
-    config = clip_text_config(tower.model, layers, projected=False)
-    write_folder(folder, config, state, stem="model")
-    write_clip_tokenizer(folder.with_name("tokenizer"), tower.tokenizer)
-    return ["transformers", "CLIPTextModel"]
-
-
-def write_stable_diffusion(
-    folder: Path,
-    network: UNet,
-    *,
-    first: FirstStage,
-    tower: Tower,
-    described: Described,
-    size: int,
-) -> None:
-    """A StableDiffusionPipeline for latents of `size`; nothing is written where ValueError says
-    what diffusers cannot express."""
-    config = unet_to_diffusers(network, size)
+def _write_stable_diffusion(folder: Path, network: UNet, parts: Parts) -> str:
+    name = "StableDiffusionPipeline"
+    config = unet_to_diffusers(network, parts.size)
     if network.pooled_width:
         raise ValueError(
-            f"StableDiffusionPipeline gives its U-Net no pooled text, and this one has "
+            f"{name} gives its U-Net no pooled text, and this one has "
             f"pooled_width={network.pooled_width}: train with backbone.pooled_width=0"
         )
-    scheduler = scheduler_config(described, joint=False)
+    _refuse_spatial(network, name)
+    _expect(parts.texts[0], name, "CLIPTextModel", layer=-1, pooled=False)
+    scheduler = scheduler_config(parts.described, joint=False)
+    needs_kl(parts.first, name)
     table = unet_table(network, diffusers_names(config), convolutions=False)
-    vae = write_first_stage(folder / "vae", first, size * first.autoencoder.factor)
-    write_folder(folder / "unet", config, table.give(network.state_dict()))
-    text_encoder = write_text_encoder(folder / "text_encoder", tower)
-    _write_index(
-        folder,
-        "StableDiffusionPipeline",
-        scheduler,
-        {
-            "vae": vae,
-            "text_encoder": text_encoder,
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", config["_class_name"]],
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-        },
+    index = _write_parts(
+        folder, parts, ("unet", config, table.give(network.state_dict())), projected=[False]
     )
+    unused = {
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+    }
+    return _write_index(folder, name, scheduler, index | unused)
 
 
-def write_dit(
-    folder: Path, network: DiT, *, first: FirstStage, described: Described, size: int
-) -> None:
-    """A DiTPipeline, which draws classes, for latents of `size`."""
-    config = dit_to_diffusers(network, size)
-    scheduler = scheduler_config(described, joint=False)
-    vae = write_first_stage(folder / "vae", first, size * first.autoencoder.factor)
+def _write_sdxl(folder: Path, network: UNet, parts: Parts) -> str:
+    name = "StableDiffusionXLPipeline"
+    config = unet_to_diffusers(network, parts.size)
+    _refuse_spatial(network, name)
+    first, second = parts.texts
+    _expect(first, name, "CLIPTextModel", layer=-2, pooled=False)
+    _expect(second, name, "CLIPTextModelWithProjection", layer=-2, pooled=True)
+    told = second.model.config.projection_dim if isinstance(second, HubText) else 0
+    if network.pooled_width != told + SIZES:
+        raise ValueError(
+            f"{name} tells its U-Net {told} numbers of text and {SIZES} of sizes, and this one "
+            f"has pooled_width={network.pooled_width}: train with text=sdxl, which tells them"
+        )
+    scheduler = scheduler_config(parts.described, joint=False)
+    needs_kl(parts.first, name)
+    table = unet_table(network, diffusers_names(config), convolutions=False)
+    index = _write_parts(
+        folder, parts, ("unet", config, table.give(network.state_dict())), projected=[False, True]
+    )
+    unused = {
+        "image_encoder": [None, None],
+        "feature_extractor": [None, None],
+        "force_zeros_for_empty_prompt": False,  # guidance leads away from the empty caption
+        "add_watermarker": False,
+    }
+    return _write_index(folder, name, scheduler, index | unused)
+
+
+def _write_sd3(folder: Path, network: MMDiT, parts: Parts) -> str:
+    name = "StableDiffusion3Pipeline"
+    config = mmdit_to_diffusers(network, parts.size)
+    for text in parts.texts[:2]:
+        _expect(text, name, "CLIPTextModelWithProjection", layer=-2, pooled=True)
+    _expect(parts.texts[2], name, "T5EncoderModel", layer=-1, pooled=False)
+    scheduler = scheduler_config(parts.described, joint=True)
+    needs_kl(parts.first, name)
+    state = mmdit_table(network, parts.size).give(network.state_dict())
+    index = _write_parts(
+        folder, parts, ("transformer", config, state), projected=[True, True, False]
+    )
+    unused = {"image_encoder": [None, None], "feature_extractor": [None, None]}
+    return _write_index(folder, name, scheduler, index | unused)
+
+
+def _write_dit(folder: Path, network: DiT, parts: Parts) -> str:
+    name = "DiTPipeline"
+    config = dit_to_diffusers(network, parts.size)
+    scheduler = scheduler_config(parts.described, joint=False)
+    needs_kl(parts.first, name)
     state = diffusers_dit_table(network).give(network.state_dict())
-    write_folder(folder / "transformer", config, state)
-    _write_index(
-        folder,
-        "DiTPipeline",
-        scheduler,
-        {"vae": vae, "transformer": ["diffusers", config["_class_name"]]},
-    )
+    index = _write_parts(folder, parts, ("transformer", config, state), projected=[])
+    return _write_index(folder, name, scheduler, index)
+
+
+def _refuse_spatial(network: UNet, pipeline: str) -> None:
+    if network.spatial:
+        raise ValueError(
+            f"{pipeline} tells its U-Net of no picture, and this one has backbone.spatial="
+            f"{list(network.spatial)}: use --to safetensors"
+        )
+
+
+def _expect(text: Text, pipeline: str, kind: str, *, layer: int, pooled: bool) -> None:
+    """ValueError where the pipeline's code would read this encoder in another way."""
+    if not isinstance(text, HubText):
+        if pipeline != "StableDiffusionPipeline":
+            raise ValueError(
+                f"{pipeline} reads a layer before the last without its final norm, and open_clip "
+                "encoders here are read behind it: take them from transformers' folders"
+            )
+        return  # a tower is cut where it is read
+    wrong = []
+    if text.kind != kind:
+        wrong.append(f"is a {text.kind}, not a {kind}")
+    if text.layer != layer:
+        wrong.append(f"tells layer={text.layer}, not {layer}")
+    if text.masked:
+        wrong.append("is masked=true, not false")
+    if text.pooled != pooled:
+        wrong.append(f"is {'' if text.pooled else 'not '}pooled=output")
+    if wrong:
+        raise ValueError(
+            f"{pipeline} would read this text encoder otherwise than it was trained with: it "
+            f"{', it '.join(wrong)}; use --to safetensors"
+        )
+
+
+def _write_parts(
+    folder: Path,
+    parts: Parts,
+    model: tuple[str, Mapping[str, Any], Mapping[str, Tensor]],
+    *,
+    projected: Sequence[bool],
+) -> dict[str, Any]:
+    """Everything but the scheduler, and its lines of the index."""
+    name, config, state = model
+    index: dict[str, Any] = {"vae": write_first_stage(folder / "vae", parts.first, parts.pixels)}
+    write_folder(folder / name, config, state)
+    index[name] = ["diffusers", config["_class_name"]]
+    for number, (text, whole) in enumerate(
+        zip(parts.texts[: len(projected)], projected, strict=True)
+    ):
+        behind = f"_{number + 1}" if number else ""
+        encoder, tokenizer = write_text(folder / f"text_encoder{behind}", text, projected=whole)
+        index |= {f"text_encoder{behind}": encoder, f"tokenizer{behind}": tokenizer}
+    return index
 
 
 def _write_index(
     folder: Path, name: str, scheduler: Mapping[str, Any], parts: Mapping[str, Any]
-) -> None:
+) -> str:
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = {
@@ -146,78 +214,4 @@ def _write_index(
         **parts,
     }
     write_json(folder / "model_index.json", index)
-
-
-def write_compvis(
-    folder: Path, network: nn.Module | None, *, first: FirstStage, tower: Tower | None
-) -> None:
-    """model.safetensors with `first_stage_model.*`, and where they are given
-    `model.diffusion_model.*` and `cond_stage_model.model.*`, as Stable Diffusion 2.x has them, for
-    latents that need no scale. ValueError names what CompVis' code cannot express."""
-    if first.autoencoder.encoder.patch > 1:
-        raise ValueError(
-            "CompVis' autoencoder folds no pixels into channels, and this one has "
-            f"patch={first.autoencoder.encoder.patch}: train one with autoencoder.patch=1"
-        )
-    groups = {first.autoencoder.encoder.norm_out.num_groups}
-    if isinstance(network, UNet):
-        groups.add(network.groups)
-    if groups != {32}:
-        raise ValueError(
-            f"CompVis' code normalises in 32 groups, and these networks in {sorted(groups)}: "
-            "train with groups=32"
-        )
-    autoencoder = with_latent_convolutions(first.autoencoder)
-    state = folded(first.autoencoder.state_dict(), first.mean, first.std)
-    parts = {compvis.FIRST_STAGE: compvis_autoencoder_table(autoencoder).give(state)}
-    if network is not None:
-        if not isinstance(network, UNet):
-            raise ValueError(
-                f"CompVis' checkpoints hold a U-Net, and this network is a "
-                f"{type(network).__name__}: use --to safetensors"
-            )
-        table = unet_table(network, COMPVIS, convolutions=False)
-        parts[compvis.UNET] = table.give(network.state_dict())
-    if tower is not None:
-        parts[compvis.TEXT] = {
-            name: value.clone()
-            for name, value in tower.model.state_dict().items()
-            if not name.startswith("visual.")
-        }
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = {prefix + name: v for prefix, part in parts.items() for name, v in part.items()}
-    save_file(whole, folder / "model.safetensors")
-
-
-def write_pipeline(
-    folder: Path,
-    network: nn.Module,
-    *,
-    first: FirstStage,
-    tower: Tower | None,
-    described: Described,
-    size: int,
-) -> str:
-    """The pipeline that fits the network; returns its class's name.
-
-    ValueError where there is none, naming those that there are.
-    """
-    match network:
-        case UNet() if tower is not None:
-            write_stable_diffusion(
-                folder, network, first=first, tower=tower, described=described, size=size
-            )
-            return "StableDiffusionPipeline"
-        case DiT() if network.classes:
-            write_dit(folder, network, first=first, described=described, size=size)
-            return "DiTPipeline"
-        case MMDiT():
-            raise ValueError(
-                "StableDiffusion3Pipeline conditions on two CLIP encoders and a T5, and this MMDiT "
-                "on another text encoder: export its parts with --to safetensors"
-            )
-    raise ValueError(
-        f"diffusers has no pipeline for {type(network).__name__} with this conditioning: there is "
-        "StableDiffusionPipeline for a UNet with an open_clip text encoder, and DiTPipeline for a "
-        "DiT of classes; --to safetensors exports any network"
-    )
+    return name

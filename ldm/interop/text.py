@@ -1,9 +1,11 @@
-"""The text tower of an open_clip model as transformers' CLIPTextModel, with its tokenizer.
+"""Text encoders as pipelines hold them: transformers' own as they are, and the text tower of an
+open_clip model as a CLIPTextModel, with its tokenizer.
 
 open_clip pads a caption with token 0 and transformers, unless told otherwise, with end-of-text;
 the ids of words agree. What is written here pads with token 0, which reads "!".
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,67 @@ import open_clip
 from torch import nn
 from transformers import CLIPTokenizer
 
+from ldm.interop.files import write_folder
 from ldm.interop.links import Table
 
-PADDING = "!"
+PADDING, END = "!", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An open_clip model, its tokenizer, and the layer whose states are told (-1 the last)."""
+
+    model: Any
+    tokenizer: Any
+    layer: int = -1
+
+
+@dataclass(frozen=True)
+class HubText:
+    """A text encoder of transformers with its tokenizer, the layer whose states are told, and
+    whether its pooled output is told too. `masked`: padding does not count."""
+
+    model: Any
+    tokenizer: Any
+    layer: int
+    pooled: bool
+    masked: bool
+
+    @property
+    def kind(self) -> str:
+        """The class's name."""
+        return type(self.model).__name__
+
+
+Text = Tower | HubText
+
+
+def write_text(folder: Path, text: Text, *, projected: bool = False) -> list[list[str]]:
+    """The encoder in `folder` and its tokenizer beside it; returns, for both, the library and the
+    class that load it. A tower is cut behind its layer, or left whole where it is `projected`."""
+    if isinstance(text, Tower):
+        write_tower(folder, text, projected=projected)
+        kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+        return [["transformers", kind], ["transformers", "CLIPTokenizer"]]
+    text.model.save_pretrained(folder)
+    text.tokenizer.save_pretrained(tokenizer_beside(folder))
+    return [["transformers", text.kind], ["transformers", type(text.tokenizer).__name__]]
+
+
+def write_tower(folder: Path, tower: Tower, *, projected: bool = False) -> None:
+    """A CLIPTextModel in `folder` (with `projected` the one with projection), its tokenizer beside
+    it."""
+    layers = len(tower.model.transformer.resblocks) + (0 if projected else 1 + tower.layer)
+    state = clip_text_table(tower.model, layers).give(tower.model.state_dict())
+    if not projected:
+        del state["text_projection.weight"]  # this class has none
+    write_folder(folder, clip_text_config(tower.model, layers, projected=projected), state, "model")
+    write_clip_tokenizer(tokenizer_beside(folder), tower.tokenizer)
+
+
+def tokenizer_beside(folder: Path) -> Path:
+    """Where the tokenizer of the text encoder in `folder` stands in a pipeline."""
+    return folder.with_name(folder.name.replace("text_encoder", "tokenizer"))
 
 
 def clip_text_table(model: nn.Module, layers: int) -> Table:
@@ -71,14 +131,14 @@ def clip_text_config(model: Any, layers: int, *, projected: bool) -> dict[str, A
     }
 
 
-def write_clip_tokenizer(folder: Path, tokenizer: Any) -> None:
+def write_clip_tokenizer(folder: Path, tokenizer: Any, padding: str = PADDING) -> None:
     """The byte-pair tokenizer that open_clip ships, as transformers' CLIPTokenizer."""
     special = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     vocabulary = {special.get(word, word): number for word, number in tokenizer.encoder.items()}
     theirs = CLIPTokenizer(
         vocab=vocabulary,
         merges=list(tokenizer.bpe_ranks),
-        pad_token=PADDING,
+        pad_token=padding,
         model_max_length=tokenizer.context_length,
     )
     theirs.save_pretrained(folder)

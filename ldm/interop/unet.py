@@ -110,6 +110,13 @@ def unet_table(network: UNet, names: Names, *, convolutions: bool) -> Table:
     if network.pooled is not None:
         for ours, theirs in zip(("enter", "leave"), names.pooled, strict=True):
             table.same(f"pooled.{ours}", theirs)
+    if network.text_pool is not None:
+        if names is COMPVIS:
+            raise ValueError(
+                "CompVis' U-Net has no pooling of tokens: export with --to diffusers, or train "
+                "with backbone.text_pool_heads=0"
+            )
+        _text_pool(table)
     table.same("enter", names.enter)
     table.same("norm", names.norm)
     table.same("leave", names.leave)
@@ -129,6 +136,15 @@ def unet_table(network: UNet, names: Names, *, convolutions: bool) -> Table:
         if block.resample is not None:
             table.same(f"blocks.{index}.resample.conv", place.resample)
     return table
+
+
+def _text_pool(table: Table) -> None:
+    table.same("text_pool.norm_in", "add_embedding.norm1")
+    table.stacked("text_pool.place", "add_embedding.pool.positional_embedding")
+    table.same("text_pool.query", "add_embedding.pool.q_proj")
+    table.fused("text_pool.key_value", *(f"add_embedding.pool.{part}_proj" for part in "kv"))
+    table.same("text_pool.leave", "add_embedding.proj")
+    table.same("text_pool.norm_out", "add_embedding.norm2")
 
 
 def _residual(table: Table, ours: str, theirs: str, names: Names) -> None:
@@ -185,7 +201,7 @@ def unet_to_diffusers(network: UNet, size: int) -> dict[str, Any]:
     config: dict[str, Any] = {
         "_class_name": DIFFUSERS_CLASS,
         "sample_size": size,
-        "in_channels": network.in_channels,
+        "in_channels": network.in_channels + len(network.spatial),
         "out_channels": network.out_channels,
         "block_out_channels": list(network.channels),
         "layers_per_block": network.residual_blocks,
@@ -213,6 +229,16 @@ def unet_to_diffusers(network: UNet, size: int) -> dict[str, Any]:
         config |= {
             "class_embed_type": "projection",
             "projection_class_embeddings_input_dim": network.pooled_width,
+        }
+    if network.text_pool_heads:
+        if "addition_embed_type" in config:
+            raise ValueError(
+                "diffusers adds either pooled tokens or SDXL's pooled text to the time, not both: "
+                "train with backbone.text_pool_heads=0 or backbone.pooled_width=0"
+            )
+        config |= {
+            "addition_embed_type": "text",
+            "addition_embed_type_num_heads": network.text_pool_heads,
         }
     return config
 
@@ -277,23 +303,36 @@ def unet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"layers_per_block={config['layers_per_block']} differs between levels")
     heads = each(config.get("num_attention_heads") or config.get("attention_head_dim", 8))
     added, classed = config.get("addition_embed_type"), config.get("class_embed_type")
-    if added not in (None, "text_time") or classed not in (None, "projection"):
+    wide = added == "text_time", classed == "projection"
+    if added not in (None, "text", "text_time") or classed not in (None, "projection") or all(wide):
         raise ValueError(
             f"addition_embed_type={added!r} and class_embed_type={classed!r} cannot be expressed "
-            "here: only 'text_time' and 'projection' are known, one at a time"
+            "here: only 'text', 'text_time' and 'projection' are known, the last two one at a time"
         )
-    pooled = config.get("projection_class_embeddings_input_dim") if added or classed else 0
+    pooled = config.get("projection_class_embeddings_input_dim") if any(wide) else 0
+    out = config.get("out_channels", 4)
     return {
-        "in_channels": config.get("in_channels", 4),
+        **channels_in(config.get("in_channels", 4), out),
         "text_width": config.get("cross_attention_dim", 1280),
         "channels": list(channels),
         "depths": [d if "CrossAttn" in kind else 0 for d, kind in zip(depths, kinds, strict=True)],
         "heads": heads,
         "middle_depth": depths[-1],
         "residual_blocks": blocks.pop(),
-        "out_channels": config.get("out_channels", 4),
+        "out_channels": out,
         "pooled_width": pooled or 0,
+        "text_pool_heads": config.get("addition_embed_type_num_heads", 64)
+        if added == "text"
+        else 0,
         "groups": config.get("norm_num_groups", 32),
         "attend_padding": True,
         "time_offset": -1.0,
     }
+
+
+def channels_in(taken: int, made: int) -> dict[str, Any]:
+    """A network that takes more channels than it makes is told of a picture: of a mask, where it
+    is 1, and a masked latent (inpainting), or of another latent."""
+    beside = max(0, taken - made)
+    blank = [1.0] + [0.0] * made if beside == made + 1 else [0.0] * beside
+    return {"in_channels": taken - beside, "spatial": blank}

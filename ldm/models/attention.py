@@ -128,6 +128,43 @@ class CrossAttention(nn.Module):
         return mixed
 
 
+class TextPooling(nn.Module):
+    """One vector of all tokens: their mean, with a place of its own, asks them by attention.
+
+    Imagen (arXiv 2205.11487, section 2.3) adds it to the time embedding; this is DeepFloyd IF's
+    form, which diffusers calls `addition_embed_type="text"`.
+    """
+
+    def __init__(self, text_width: int, width: int, heads: int) -> None:
+        super().__init__()
+        check_heads(text_width, heads)
+        self.heads = heads
+        self.norm_in = nn.LayerNorm(text_width)
+        self.place = nn.Parameter(torch.randn(1, text_width) * text_width**-0.5)
+        self.query = nn.Linear(text_width, text_width)
+        self.key_value = nn.Linear(text_width, 2 * text_width)
+        self.leave = nn.Linear(text_width, width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(
+        self, tokens: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b w"]:
+        """Padded tokens (mask False) have no influence."""
+        tokens = self.norm_in(tokens)
+        if mask is None:
+            mean = tokens.mean(dim=1, keepdim=True)
+        else:
+            counts = mask[..., None].to(tokens.dtype)
+            mean = (tokens * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp(min=1)
+            mask = nn.functional.pad(mask, (1, 0), value=True)
+        asking = mean + self.place
+        query = self.query(asking).unflatten(-1, (self.heads, -1))
+        both = self.key_value(torch.cat([asking, tokens], dim=1))
+        key, value = both.unflatten(-1, (2, self.heads, -1)).unbind(2)
+        pooled: Tensor = self.norm_out(self.leave(attend(query, key, value, mask)[:, 0]))
+        return pooled
+
+
 class GatedFeedForward(nn.Module):
     """Linear to twice the hidden width, one half times the activation of the other, Linear back.
 

@@ -148,6 +148,8 @@ class DeepCompressionAutoencoder(Autoencoder):
         _check(widths, blocks, latent_channels)
         self.image_channels, self.latent_channels = image_channels, latent_channels
         self.patch, self.factor = patch, patch * 2 ** (len(widths) - 1)
+        self.widths, self.level_blocks = tuple(widths), tuple(blocks)
+        self.attention_levels = attention_levels
         pixels = image_channels * patch**2
         kinds = [level >= len(widths) - attention_levels for level in range(len(widths))]
 

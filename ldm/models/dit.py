@@ -1,6 +1,10 @@
 """Diffusion transformers: DiT (arXiv 2212.09748); by its switches SiT, PixArt, LightningDiT too."""
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -16,6 +20,14 @@ from ldm.models.embeddings import (
 from ldm.types import Condition, Latent, Time
 
 
+@runtime_checkable
+class MasksPatches(Protocol):
+    """A network that can be trained on some of its patches: it heeds `Condition.kept`."""
+
+    def patches(self, rows: int, columns: int) -> int:
+        """How many patches a latent has; ValueError where the network is not set up for it."""
+
+
 class DiT(nn.Module):
     """A transformer over latent patches, steered by adaptive layer norm; any latent size.
 
@@ -28,6 +40,10 @@ class DiT(nn.Module):
     registers: learned tokens that belong to no patch (arXiv 2309.16588).
     time_scale, time_offset: the network is told time_scale * t + time_offset.
     frequency_shift: of the time features; 0 as DiT was trained, 1 as diffusers computes it.
+    spatial: a number for each channel of `Condition.spatial`, which stands there when nothing is
+        told.
+    masked_blocks: first and last (left out) of the blocks that look only at the patches in
+        `Condition.kept`; the others go around them unchanged (TREAD, arXiv 2501.04765).
     """
 
     def __init__(
@@ -52,6 +68,8 @@ class DiT(nn.Module):
         time_scale: float = 1000.0,
         time_offset: float = 0.0,
         frequency_shift: float = 0.0,
+        spatial: Sequence[float] = (),
+        masked_blocks: Sequence[int] = (),
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -59,6 +77,13 @@ class DiT(nn.Module):
             raise ValueError(
                 f"classes={classes} and pooled_width={pooled_width} both claim the pooled "
                 "condition: set one of them to 0"
+            )
+        if masked_blocks and not (
+            len(masked_blocks) == 2 and 0 <= masked_blocks[0] < masked_blocks[1] <= depth
+        ):
+            raise ValueError(
+                f"masked_blocks={list(masked_blocks)} name no range of {depth} blocks: set the "
+                f"first and the one behind the last, such as [1, {depth - 1}]"
             )
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
@@ -75,6 +100,8 @@ class DiT(nn.Module):
         self.swiglu = swiglu
         self.rope = rope
         self.shared_modulation = shared_modulation
+        self.spatial = tuple(spatial)
+        self.masked_blocks = tuple(masked_blocks)
 
         self.time = TimeEmbedding(
             256, width, scale=time_scale, offset=time_offset, shift=frequency_shift
@@ -82,7 +109,7 @@ class DiT(nn.Module):
         self.pooled = VectorEmbedding(pooled_width, width) if pooled_width else None
         self.label = nn.Linear(classes + 1, width, bias=False) if classes else None
         self.text = VectorEmbedding(text_width, width) if text_width else None
-        self.enter = PatchEmbedding(in_channels, width, patch)
+        self.enter = PatchEmbedding(in_channels + len(spatial), width, patch)
         self.registers = nn.Parameter(torch.zeros(registers, width)) if registers else None
         self.modulation = nn.Linear(width, 6 * width) if shared_modulation else None
         self.blocks = nn.ModuleList(
@@ -125,14 +152,24 @@ class DiT(nn.Module):
             embedding = embedding + entrance(condition.pooled.to(embedding.dtype))
         return embedding
 
+    def patches(self, rows: int, columns: int) -> int:
+        """Of a latent of so many cells. ValueError where no blocks can leave any out."""
+        if not self.masked_blocks:
+            raise ValueError(
+                "no block of this network leaves patches out: set backbone.masked_blocks=[1, "
+                f"{self.depth - 1}], or no token masking"
+            )
+        return (rows // self.patch) * (columns // self.patch)
+
     def forward(self, x_t: Latent, t: Time, condition: Condition) -> Tensor:
         """Rows and columns must be multiples of `patch`."""
         rows, columns = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
-        x = self.enter(beside(x_t, condition, self.in_channels))
+        x = self.enter(beside(x_t, condition, self.in_channels, self.spatial))
         x = x + sincos_positions(rows, columns, self.width, device=x.device).to(x.dtype)
         angles = None
         if self.rope:
             angles = rotary_angles(rows, columns, self.width // self.heads, device=x.device)
+        count = 0
         if self.registers is not None:
             count = len(self.registers)
             x = torch.cat([self.registers.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
@@ -147,9 +184,31 @@ class DiT(nn.Module):
             shared = self.modulation(nn.functional.silu(embedding))
         tokens = None if self.text is None else self.text(condition.tokens)
         mask = None if self.text is None else condition.mask
-        for block in self.blocks:
+        first, last = self.masked_blocks or (0, self.depth)
+        kept = None
+        if condition.kept is not None and self.masked_blocks:
+            own = torch.arange(count, device=x.device).expand(len(x), -1)
+            kept = torch.cat([own, condition.kept + count], dim=1)
+        for block in self.blocks[:first]:
             x = block(x, embedding, shared, tokens, mask, angles)
-        if self.registers is not None:
-            x = x[:, len(self.registers) :]
-        predicted: Tensor = self.leave(x, embedding, rows, columns)
+        inner, turned = x, angles
+        if kept is not None:
+            inner = taken(x, kept)
+            turned = None if angles is None else (angles[0][kept], angles[1][kept])
+        for block in self.blocks[first:last]:
+            inner = block(inner, embedding, shared, tokens, mask, turned)
+        x = inner if kept is None else x.scatter(1, places(kept, x), inner.to(x.dtype))
+        for block in self.blocks[last:]:
+            x = block(x, embedding, shared, tokens, mask, angles)
+        predicted: Tensor = self.leave(x[:, count:], embedding, rows, columns)
         return predicted
+
+
+def taken(x: Float[Tensor, "b n w"], kept: Int[Tensor, "b k"]) -> Float[Tensor, "b k w"]:
+    """The tokens of these numbers."""
+    return x.gather(1, places(kept, x))
+
+
+def places(kept: Int[Tensor, "b k"], x: Float[Tensor, "b n w"]) -> Int[Tensor, "b k w"]:
+    """The numbers once for every channel, as gather and scatter want them."""
+    return kept[..., None].expand(-1, -1, x.shape[2])

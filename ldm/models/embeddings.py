@@ -1,6 +1,7 @@
 """Numbers as vectors: times, positions, and the small networks that take them in."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -125,8 +126,9 @@ def rotary_angles(
 def rotate(
     x: Float[Tensor, "b n heads d"], angles: tuple[Tensor, Tensor]
 ) -> Float[Tensor, "b n heads d"]:
-    """Turns neighbouring channel pairs (2i, 2i+1) of every head by the token's angles."""
-    cosine, sine = (angle.to(x.dtype)[:, None] for angle in angles)
+    """Turns neighbouring channel pairs (2i, 2i+1) of every head by the token's angles, `[n r]`, or
+    `[b n r]` where samples differ."""
+    cosine, sine = (angle.to(x.dtype).unsqueeze(-2) for angle in angles)
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], dim=-1)
     return turned.flatten(-2)
@@ -146,16 +148,28 @@ def with_sizes(condition: Condition, sizes: Float[Tensor, "b k"]) -> Condition:
     return replace(condition, pooled=pooled)
 
 
-def beside(x_t: Latent, condition: Condition, channels: int) -> Float[Tensor, "b k h w"]:
-    """The noisy latent with the condition's channels behind its own, `channels` in all.
+def beside(
+    x_t: Latent, condition: Condition, channels: int, blank: Sequence[float]
+) -> Float[Tensor, "b k h w"]:
+    """The noisy latent of so many channels, with those of the spatial condition behind its own.
 
-    ValueError where network and condition disagree about how many there are.
+    `blank` has a number for each of these: what stands there when nothing is told. ValueError where
+    network and condition disagree about how many there are.
     """
-    x = x_t if condition.spatial is None else torch.cat([x_t, condition.spatial.to(x_t)], dim=1)
-    if x.shape[1] != channels:
-        told = 0 if condition.spatial is None else condition.spatial.shape[1]
+    if x_t.shape[1] != channels:
         raise ValueError(
-            f"latents of {x_t.shape[1]} channels and {told} of spatial condition do not make the "
-            f"{channels} that the network takes: set backbone.in_channels={x.shape[1]}"
+            f"the network takes latents of {channels} channels, and these have {x_t.shape[1]}: set "
+            f"backbone.in_channels={x_t.shape[1]}"
         )
-    return x
+    told = condition.spatial
+    if told is None and not blank:
+        return x_t
+    if told is None:
+        told = x_t.new_tensor(blank)[:, None, None].expand(len(x_t), -1, *x_t.shape[2:])
+    if told.shape[1] != len(blank):
+        raise ValueError(
+            f"the spatial condition has {told.shape[1]} channels and the network takes "
+            f"{len(blank)}: give backbone.spatial a number for each, which stands there when "
+            "nothing is told"
+        )
+    return torch.cat([x_t, told.to(x_t)], dim=1)

@@ -1,6 +1,7 @@
 """Low-rank adaptation (LoRA, arXiv 2106.09685): a few new numbers beside frozen weights."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -38,6 +39,19 @@ class LowRank(nn.Module):
         difference = linear(linear(x, self.down), self.up)
         changed: Tensor = self.base(x) + self.scale * difference
         return changed
+
+
+@dataclass(frozen=True)
+class LowRankAdaptation:
+    """Which layers are adapted, and how: `add_lora`'s arguments, for a configuration."""
+
+    rank: int
+    targets: Sequence[str]
+    alpha: float | None = None
+
+    def __call__(self, network: nn.Module) -> list[str]:
+        """Freeze the network and put the differences into it; returns the adapted paths."""
+        return add_lora(network, self.targets, rank=self.rank, alpha=self.alpha)
 
 
 def add_lora(

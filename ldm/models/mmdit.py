@@ -1,5 +1,7 @@
 """The multimodal diffusion transformer of Stable Diffusion 3 (arXiv 2403.03206) and 3.5."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ class MMDiT(nn.Module):
     grid: rows of the largest table of positions, of which an image takes the middle; positions
         are `base / grid` apart. Both None: positions count cells from the corner.
     attend_padding: attends to padded tokens too, as the published weights did in training.
+    spatial: a number for each channel of `Condition.spatial`, which stands there when nothing is
+        told.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class MMDiT(nn.Module):
         grid: int | None = None,
         base: int | None = None,
         attend_padding: bool = False,
+        spatial: Sequence[float] = (),
     ) -> None:
         super().__init__()
         check_heads(width, heads)
@@ -53,11 +58,12 @@ class MMDiT(nn.Module):
         self.grid = grid
         self.base = base
         self.attend_padding = attend_padding
+        self.spatial = tuple(spatial)
 
         self.time = TimeEmbedding(256, width)
         self.pooled = VectorEmbedding(pooled_width, width) if pooled_width else None
         self.text = nn.Linear(text_width, width)
-        self.enter = PatchEmbedding(in_channels, width, patch)
+        self.enter = PatchEmbedding(in_channels + len(spatial), width, patch)
         self.blocks = nn.ModuleList(
             JointBlock(width, heads, qk_norm=qk_norm, dual=index < dual, last=index == depth - 1)
             for index in range(depth)
@@ -99,7 +105,7 @@ class MMDiT(nn.Module):
     def forward(self, x_t: Latent, t: Time, condition: Condition) -> Tensor:
         """Rows and columns must be multiples of `patch`."""
         rows, columns = x_t.shape[2] // self.patch, x_t.shape[3] // self.patch
-        x = self.enter(beside(x_t, condition, self.in_channels))
+        x = self.enter(beside(x_t, condition, self.in_channels, self.spatial))
         x = x + self.positions(rows, columns, x.device).to(x.dtype)
         embedding = self.embed(t, condition)
         tokens = self.text(condition.tokens.to(self.text.weight.dtype))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldm.models.attention import zero
+from ldm.models.attention import TextPooling, zero
 from ldm.models.embeddings import TimeEmbedding, VectorEmbedding, beside
 from ldm.models.unet_blocks import (
     Downsample,
@@ -31,8 +31,11 @@ class UNet(nn.Module):
     middle_depth: transformer layers in the middle; 0 for none.
     residual_blocks: of each level on the way down; one more on the way up.
     pooled_width: of `Condition.pooled`, which is added to the time embedding; 0 ignores it.
+    text_pool_heads: of an attention that pools the tokens into the time embedding; 0 for none.
     attend_padding: attends to padded tokens too, as the published weights did in training.
     time_offset: the network is told 1000 t + time_offset; -1 for weights trained on a table.
+    spatial: a number for each channel of `Condition.spatial`, which stands there when nothing is
+        told: [1, 0, 0, 0, 0] for inpainting in latents of 4 channels.
     """
 
     def __init__(
@@ -47,9 +50,11 @@ class UNet(nn.Module):
         residual_blocks: int = 2,
         out_channels: int | None = None,
         pooled_width: int = 0,
+        text_pool_heads: int = 0,
         groups: int = 32,
         attend_padding: bool = False,
         time_offset: float = 0.0,
+        spatial: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if not len(channels) == len(depths) == len(heads):
@@ -68,13 +73,20 @@ class UNet(nn.Module):
         self.middle_depth = middle_depth
         self.residual_blocks = residual_blocks
         self.pooled_width = pooled_width
+        self.text_pool_heads = text_pool_heads
         self.groups = groups
         self.attend_padding = attend_padding
+        self.spatial = tuple(spatial)
         self.embedding_width = 4 * channels[0]
 
         self.time = TimeEmbedding(channels[0], self.embedding_width, offset=time_offset)
         self.pooled = VectorEmbedding(pooled_width, self.embedding_width) if pooled_width else None
-        self.enter = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        self.text_pool = (
+            TextPooling(text_width, self.embedding_width, text_pool_heads)
+            if text_pool_heads
+            else None
+        )
+        self.enter = nn.Conv2d(in_channels + len(spatial), channels[0], 3, padding=1)
         down, kept = self._down_blocks()
         middle = [
             self._block(channels[-1], len(channels) - 1, middle_depth),
@@ -127,6 +139,9 @@ class UNet(nn.Module):
     def embed(self, t: Time, condition: Condition) -> Tensor:
         """The time and the pooled condition, `[b, 4 * channels[0]]`."""
         embedding: Tensor = self.time(t)
+        if self.text_pool is not None:
+            mask = None if self.attend_padding else condition.mask
+            embedding = embedding + self.text_pool(condition.tokens.to(embedding.dtype), mask)
         if self.pooled is not None:
             if condition.pooled is None:
                 raise ValueError(
@@ -147,9 +162,8 @@ class UNet(nn.Module):
         embedding = self.embed(t, condition)
         tokens = condition.tokens.to(embedding.dtype)
         mask = None if self.attend_padding else condition.mask
-        x = self.enter(
-            beside(x_t, condition, self.in_channels).to(memory_format=torch.channels_last)
-        )
+        told = beside(x_t, condition, self.in_channels, self.spatial)
+        x = self.enter(told.to(memory_format=torch.channels_last))
         ups = len(self.channels) * (self.residual_blocks + 1)
         downs = len(self.blocks) - ups - 2
         kept = [x]

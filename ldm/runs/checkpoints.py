@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ldm.runs.shards import read_shards
 STATE = "state.ckpt"
 SHARDS = "sharded"
 MANIFEST = "manifest.json"
+BEST = "best.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -111,7 +112,7 @@ def finish(draft: Path, step: int) -> Checkpoint:
     path = draft.parent / f"step-{step:08d}"
     draft.rename(path)
     _sync_folder(path.parent)
-    _point_last_at(path)
+    _point_at("last", path)
     return Checkpoint(path, step)
 
 
@@ -150,10 +151,39 @@ def newest_good(folder: Path) -> Iterator[Checkpoint | str]:
 
 
 def prune(folder: Path, keep: int, keep_every: int | None) -> None:
-    """Delete all but the newest `keep` and those whose step `keep_every` divides."""
+    """Delete all but the newest `keep`, the best, and those whose step `keep_every` divides."""
+    best = best_of(folder)
     for checkpoint in checkpoints(folder)[: -keep or None]:
+        if best is not None and checkpoint.step == best.step:
+            continue
         if keep_every is None or checkpoint.step % keep_every:
             shutil.rmtree(checkpoint.path)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The step at which a number was lowest so far."""
+
+    step: int
+    metric: str
+    value: float
+
+
+def mark_best(folder: Path, best: Best) -> None:
+    """Remember it, and point the link `best` at its checkpoint."""
+    draft = folder / f".{BEST}-{os.getpid()}"
+    _write_synced(draft, json.dumps(asdict(best)))
+    draft.replace(folder / BEST)
+    _point_at("best", folder / f"step-{best.step:08d}")
+
+
+def best_of(folder: Path) -> Best | None:
+    """What `mark_best` remembered, while its checkpoint is there."""
+    try:
+        best = Best(**json.loads((folder / BEST).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return best if (folder / f"step-{best.step:08d}" / MANIFEST).exists() else None
 
 
 def _move(checkpoint: Checkpoint, folder: Path) -> Path:
@@ -163,11 +193,11 @@ def _move(checkpoint: Checkpoint, folder: Path) -> Path:
     return moved
 
 
-def _point_last_at(path: Path) -> None:
-    draft = path.parent / f".last-{os.getpid()}"
+def _point_at(name: str, path: Path) -> None:
+    draft = path.parent / f".{name}-{os.getpid()}"
     draft.unlink(missing_ok=True)
     draft.symlink_to(path.name)
-    draft.replace(path.parent / "last")
+    draft.replace(path.parent / name)
 
 
 def _write_synced(path: Path, text: str) -> None:

@@ -1,14 +1,11 @@
-"""Runs against each other: settings, metrics, code, weights; and what a run leaves lying about."""
+"""Runs against each other: settings, metrics, code, data. Nothing heavy is imported."""
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ldm.runs.checkpoints import checkpoints
 from ldm.runs.folder import RunFolder, flatten
 from ldm.runs.table import Row
 
@@ -55,38 +52,6 @@ def refuse_other_code(path: Path, provenance: Mapping[str, Any]) -> None:
             f"{path} was trained with other uncommitted changes than there are; apply {patch}, or "
             "repeat it with --anyway"
         )
-
-
-def same_weights(old: Path, new: Path) -> str:
-    """`equal: …` where the newest checkpoint of both has the same tensors, bit for bit."""
-    first, second = (checkpoints(path / "checkpoints") for path in (old, new))
-    common = sorted({c.step for c in first} & {c.step for c in second})
-    if not common:
-        return "not compared: no checkpoint of the same step"
-    step = common[-1]
-    before, after = (
-        next(c for c in found if c.step == step).load()["state_dict"] for found in (first, second)
-    )
-    if before.keys() != after.keys():
-        return f"different: other tensors at step {step}"
-    for name, tensor in before.items():
-        if not torch.equal(tensor, after[name]):
-            return f"different: {name} at step {step}"
-    return f"equal: {len(before)} tensors at step {step}, bit for bit"
-
-
-def leftovers(row: Row) -> Iterator[tuple[Path, str]]:
-    """Folders that nobody misses, with the reason."""
-    if row.state.name in ("running", "stale"):
-        return
-    folder = row.path / "checkpoints"
-    if row.state.name in ("failed", "interrupted") and not checkpoints(folder):
-        yield row.path, f"{row.state.name} before its first checkpoint"
-        return
-    for draft in sorted(folder.glob(".draft-*")):
-        yield draft, "a checkpoint that was never finished"
-    if (folder / "corrupt").is_dir():
-        yield folder / "corrupt", "damaged checkpoints"
 
 
 def recorded_data(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,11 +34,14 @@ HARMLESS = (
     "accumulate",
     "blocks",
     "watchdog",
+    "data.allow_change",
+    "logger",
     "trainer._target_",
     "trainer.strategy",
     "trainer.devices",
     "trainer.accelerator",
     "trainer.num_nodes",
+    "trainer.profiler",
 )
 # Keys that change the training from the resumed step on, and are told of.
 APPLIED = (
@@ -47,6 +51,7 @@ APPLIED = (
     "module.optimizer.lr",
     "module.lr_schedule",
     "module.on_nonfinite",
+    "spikes",
     "evaluation",
     # Where the pictures lie; that they are the same ones is told by their hash.
     "data.folder",
@@ -83,6 +88,19 @@ class RunFolder:
                 f"{self.path}: not a run folder (no config.yaml); name a folder that train.py wrote"
             )
         return yaml.safe_load(self.config_file.read_text())
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Where each start of the run came from, oldest first; a line that is being written, or
+        was left half, is left out."""
+        try:
+            lines = (self.path / "provenance.jsonl").read_text(errors="replace").splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
 
 def run_folder(root: str, name: str) -> RunFolder:

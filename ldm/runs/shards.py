@@ -44,11 +44,13 @@ def nested(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return tree
 
 
-def write_shards(folder: Path, tree: Mapping[str, Any]) -> None:
-    """Every rank calls it, and writes what it holds."""
+def write_shards(folder: Path, tree: Mapping[str, Any], group: Any = None) -> None:
+    """Every rank calls it, and writes what it holds; `group` is what the ranks talk over, where it
+    is not the default one."""
     writer = FileSystemWriter(folder, overwrite=False)
+    alone = not distributed.is_initialized()
     with _quiet():
-        save(flat(tree), storage_writer=writer, no_dist=not distributed.is_initialized())
+        save(flat(tree), storage_writer=writer, process_group=group, no_dist=alone)
 
 
 def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:

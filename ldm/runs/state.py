@@ -89,7 +89,7 @@ def read_state(folder: Path, now: float | None = None) -> State:
 
 
 def _alive(folder: Path, record: Mapping[str, Any], began: float, now: float) -> str:
-    if record.get("host") == platform.node() and not _process_is_there(record.get("pid")):
+    if record.get("host") == platform.node() and not process_is_there(record.get("pid")):
         return "interrupted"  # killed, before it could say so
     try:
         beat = (folder / HEARTBEAT).stat().st_mtime
@@ -98,7 +98,8 @@ def _alive(folder: Path, record: Mapping[str, Any], began: float, now: float) ->
     return "running" if now - beat < SILENCE else "stale"
 
 
-def _process_is_there(pid: Any) -> bool:
+def process_is_there(pid: Any) -> bool:
+    """On this machine; what is no number of a process is none."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError):

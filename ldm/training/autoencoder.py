@@ -22,22 +22,23 @@ from ldm.models.autoencoder_regularisers import Alignment, Equivariance
 from ldm.models.critic_loss import CriticLoss
 from ldm.models.layers import at_least_float32
 from ldm.training.autoencoder_watched import Watched
-from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
-from ldm.training.nonfinite import NonFinitePolicy
+from ldm.training.module import OneOptimizer
 from ldm.types import Image
 
 __all__ = ["AutoencoderModule", "latent_statistics"]
 
 
-class AutoencoderModule(ClipsByNetwork):
+class AutoencoderModule(OneOptimizer):
     """The first stage. A checkpoint's top names are `network`, `average`, and `critic` and
     `alignment` where there are such.
 
     With `freeze_encoder` only the decoder is trained: latents, their statistics and their
-    fingerprint stay what they are. `on_nonfinite` is `stop` or `skip`.
+    fingerprint stay what they are. `on_nonfinite` is as in `NonFinitePolicy`.
     """
+
+    steps = (*OneOptimizer.steps, "reconstruct")
 
     def __init__(
         self,
@@ -53,18 +54,15 @@ class AutoencoderModule(ClipsByNetwork):
         freeze_encoder: bool = False,
         on_nonfinite: str = "stop",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_schedule, on_nonfinite)
         self.network = autoencoder
         self.average = twin(autoencoder)
         self.critic = critic
         self.alignment = alignment
         self.equivariance = equivariance
         self.loss = loss
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
         self.ema_decay = ema_decay
         self.freeze_encoder = freeze_encoder
-        self.nonfinite = NonFinitePolicy(on_nonfinite)
         self.watched = Watched(autoencoder)
         if freeze_encoder:
             for part in autoencoder.encoding():
@@ -115,7 +113,7 @@ class AutoencoderModule(ClipsByNetwork):
         """A critic that has not joined has no gradient; a broken step reaches no weights."""
         if self.critic is not None and not self.critic.active(self.global_step):
             self.critic.zero_grad(set_to_none=True)
-        self.nonfinite.guard(self)
+        super().on_before_optimizer_step(optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""
@@ -140,15 +138,9 @@ class AutoencoderModule(ClipsByNetwork):
     def on_validation_epoch_end(self) -> None:
         """Numbers over the whole set and all ranks."""
         for name, value in self.watched.compute().items():
-            self.log(f"val/{name}", value, prog_bar=name == "psnr")
+            # They are of all ranks already; Lightning does not know it.
+            self.log(f"val/{name}", value, prog_bar=name == "psnr", sync_dist=True)
         self.watched.reset()
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer over everything that is trained, its learning rate set once a step."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(trained)
-        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     @torch.no_grad()
     def reconstruct(self, images: Image) -> Image:

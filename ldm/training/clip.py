@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ldm.training.clipping import ClipsByNetwork
 from ldm.training.data import draws_of
+from ldm.training.module import OneOptimizer
 from ldm.types import Draws, Image
 
 
-class ClipModule(ClipsByNetwork):
+class ClipModule(OneOptimizer):
     """Symmetric cross-entropy over the similarities of a batch, on augmented pictures.
 
     `network` is an open_clip model (`encode_image`, `encode_text`, `logit_scale`); `tokenizer`
@@ -31,12 +31,11 @@ class ClipModule(ClipsByNetwork):
         tokenizer: Callable[[list[str]], Tensor],
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         lr_schedule: Callable[[Optimizer], LRScheduler],
+        on_nonfinite: str = "stop",
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_schedule, on_nonfinite)
         self.network: Any = network
         self.tokenizer = tokenizer
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
         self.loss = ClipLoss()
         self._embedded: list[tuple[Tensor, Tensor]] = []
 
@@ -66,12 +65,6 @@ class ClipModule(ClipsByNetwork):
             rank = (similarity > similarity.diagonal()[:, None]).sum(1)
             for k in (1, 5):
                 self.log(f"val/{name}_recall@{k}", (rank < k).float().mean())
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer, its learning rate set once a step."""
-        optimizer = self.optimizer(self.network.parameters())
-        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def embed(self, image: Image, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Unit vectors `[b p]` of pictures and of captions."""

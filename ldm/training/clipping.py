@@ -6,7 +6,7 @@ import lightning as L
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.training.sharding import FullySharded, whole
+from ldm.training.sharding import whole
 
 
 class ClipsByNetwork(L.LightningModule):
@@ -20,12 +20,6 @@ class ClipsByNetwork(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.gradient_norms: dict[str, Tensor] = {}
-
-    def configure_model(self) -> None:
-        """Split the networks over the ranks, where the strategy says so."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, FullySharded):
-            strategy.shard(self)
 
     def configure_gradient_clipping(
         self,

@@ -6,13 +6,79 @@ behind, and validations and samples would stand one step beside the training tha
 
 import json
 import math
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image as Pictures
+from torch.utils.tensorboard.summary import hparams
+from torchvision.transforms.functional import pil_to_tensor
+
+from ldm.runs.folder import RunFolder, flatten
+
+_DIFF = 20_000  # characters of the uncommitted changes that are told
+_FINAL = ("val/", "sample/", "reconstruction/")  # what a run is judged by
+# TensorBoard's tab "custom scalars": what matters first, then whether it is healthy.
+_LAYOUT = {
+    "what matters": {
+        "loss": ["Multiline", ["train/loss_mean", "val/loss"]],
+        "pictures from prompts": ["Multiline", ["sample/.*"]],
+        "reconstructions": ["Multiline", ["val/psnr", "reconstruction/.*"]],
+    },
+    "health": {
+        "gradient norms": ["Multiline", ["grad/.*"]],
+        "learning rate": ["Multiline", ["train/lr"]],
+        "largest loss": ["Multiline", ["train/loss_max"]],
+    },
+    "machine": {
+        "images per second": ["Multiline", ["time/images_per_second"]],
+        "shares of the time": ["Multiline", ["time/goodput", "time/data_wait_share"]],
+        "memory in GiB": ["Multiline", ["memory/.*"]],
+    },
+}
+
+
+@runtime_checkable
+class Album(Protocol):
+    """A logger that takes more than numbers."""
+
+    def show(self, name: str, picture: Pictures.Image, step: int) -> None:
+        """A picture of this step."""
+
+    def tell(self, name: str, text: str, step: int) -> None:
+        """A text of this step."""
+
+
+def albums(trainer: L.Trainer) -> list[Album]:
+    """Those of the run's loggers that take pictures; none on a rank that does not write."""
+    return [one for one in trainer.loggers if isinstance(one, Album) and trainer.is_global_zero]
+
+
+def introduce(trainer: L.Trainer, folder: RunFolder) -> None:
+    """Tells every logger the settings, and those that take texts where the run comes from."""
+    if not trainer.is_global_zero:
+        return
+    for logger in trainer.loggers:
+        logger.log_hyperparams(flatten(folder.config()))
+    for album in albums(trainer):
+        for name, text in _origin(folder).items():
+            album.tell(f"run/{name}", text, 0)
+
+
+def _origin(folder: RunFolder) -> dict[str, str]:
+    """In words, as Markdown."""
+    start = folder.starts()[-1]
+    diff = folder.path / "uncommitted.diff"
+    changed = diff.read_text(errors="replace")[:_DIFF] if diff.is_file() else ""
+    return {
+        "config": f"```yaml\n{folder.config_file.read_text()}```",
+        "command": f"```\n{shlex.join(start['command'])}\n```\non {start['host']}",
+        "git": f"commit {start['commit'] or '(none)'}\n\n```diff\n{changed}\n```",
+    }
 
 
 class StepAxis(L.Callback):
@@ -39,12 +105,45 @@ class TensorBoard(TensorBoardLogger):
         purge: dict[str, Any] = {} if after is None else {"purge_step": after + 1}
         super().__init__(str(folder.parent), name="", version=folder.name, **purge)
         self.axis = axis
+        self._settings: dict[str, Any] = {}
+        self._measured: set[str] = set()
 
     @rank_zero_only
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         """On the run's axis; Lightning's epoch is left out, for nothing here has epochs."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
+        self._measured.update(name for name in values if name.startswith(_FINAL))
         super().log_metrics(values, self.axis.step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: Any = None, step: int | None = None) -> None:
+        """Remembered for the HParams page, which is written at the end: it names the metrics. The
+        first page's layout is written now."""
+        self._settings = params
+        self.experiment.add_custom_scalars(_LAYOUT)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Also after an error: the HParams page, whose metrics are the newest of each name."""
+        if self._settings and self._measured:
+            values = {
+                k: v if isinstance(v, bool | int | float) else str(v)
+                for k, v in self._settings.items()
+            }
+            for summary in hparams(values, dict.fromkeys(sorted(self._measured), 0.0)):  # type: ignore[no-untyped-call]
+                self.experiment._get_file_writer().add_summary(summary)
+            self._measured.clear()
+        super().finalize(status)
+
+    @rank_zero_only
+    def show(self, name: str, picture: Pictures.Image, step: int) -> None:
+        """Among the images."""
+        self.experiment.add_image(name, pil_to_tensor(picture), step)
+
+    @rank_zero_only
+    def tell(self, name: str, text: str, step: int) -> None:
+        """Among the texts, as Markdown."""
+        self.experiment.add_text(name, text, step)
 
 
 class JsonLines(Logger):

@@ -15,6 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ldm.training.sharding import laid_out, whole
+
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
@@ -23,8 +25,8 @@ class Muon(Optimizer):
     AdamW's steps have, 0.2 (Liu et al. 2025, eq. 4), so that AdamW's rates and schedules fit.
 
     Momentum is Nesterov's; `betas` and `eps` are Adam's for vectors and scalars; `weight_decay` is
-    decoupled. A step costs a few per cent of a training step's time; it needs whole matrices, so
-    parameters must not be sharded.
+    decoupled. A step costs a few per cent of a training step's time. It needs whole matrices: where
+    parameters are split over ranks, each rank gathers a matrix's update and computes all of it.
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class Muon(Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         smooth = state["momentum"].lerp_(gradient, 1 - group["momentum"])
-        step = orthogonal(gradient.lerp(smooth, group["momentum"]).flatten(1))
+        step = orthogonal(whole(gradient.lerp(smooth, group["momentum"])).flatten(1))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         size = 0.2 * max(step.shape) ** 0.5
-        parameter.add_(step.view_as(parameter), alpha=-group["lr"] * size)
+        parameter.add_(laid_out(step.view(parameter.shape), parameter), alpha=-group["lr"] * size)
 
     def _adam_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         if not parameters:

@@ -1,4 +1,9 @@
-"""What happens when a loss or a gradient is not a number any more."""
+"""What happens when a loss or a gradient is not a number any more, or the loss has jumped."""
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
 
 import lightning as L
 import torch
@@ -8,25 +13,33 @@ from torch import Tensor
 
 from ldm.training.sharding import whole
 
+ACTIONS = ("stop", "skip", "go_back")
+
 
 class NonFiniteError(RuntimeError):
     """Training met a loss or a gradient that is not finite; the weights are still good."""
 
 
 class NonFinitePolicy:
-    """Keeps broken gradients from the weights: `stop` ends the training with an error, `skip`
-    leaves the step out and warns, up to `patience` steps in a row.
+    """Keeps broken gradients from the weights: `stop` ends the training with an error; `skip`
+    leaves the step out and warns, and ends after `patience` steps in a row; `go_back` then returns
+    to an earlier checkpoint instead (see `Checkpointing`).
 
     Gradients are checked after ranks have averaged them, so that all ranks decide alike. They are
     not checked under fp16, whose scaler meets infinities and skips them itself.
+    `lost_since` is the first step from which on nothing is worth keeping, `why` the reason.
     """
 
     def __init__(self, action: str, patience: int = 20) -> None:
-        if action not in ("stop", "skip"):
-            raise ValueError(f"on_nonfinite={action!r} is neither 'stop' nor 'skip': set one")
+        if action not in ACTIONS:
+            raise ValueError(
+                f"module.on_nonfinite={action!r} is none of {', '.join(ACTIONS)}: set one"
+            )
         self.action, self.patience = action, patience
         self.skipped = 0
         self.in_a_row = 0
+        self.lost_since: int | None = None
+        self.why = ""
         self._seen: list[tuple[list[str], Tensor]] = []
 
     def watch(self, keys: list[str], losses: Float[Tensor, "b"]) -> None:
@@ -48,7 +61,7 @@ class NonFinitePolicy:
             f"step {module.global_step}: the gradients are not finite; {_names(seen)}; "
             "the weights were left as they are"
         )
-        if self.action == "stop" or self.in_a_row >= self.patience:
+        if self.action == "stop" or (self.action == "skip" and self.in_a_row >= self.patience):
             raise NonFiniteError(
                 f"{message}. Look at these pictures, lower the learning rate or clip gradients; "
                 "on_nonfinite=skip leaves such steps out"
@@ -56,6 +69,64 @@ class NonFinitePolicy:
         rank_zero_warn(message)
         for parameter in module.parameters():
             parameter.grad = None
+        if self.in_a_row >= self.patience:
+            self.lose(
+                module.global_step - self.in_a_row + 1,
+                f"{self.in_a_row} steps in a row had gradients that are not finite",
+            )
+
+    def lose(self, since: int, why: str) -> None:
+        """Nothing from this step on is worth keeping."""
+        self.lost_since, self.why = since, why
+
+    def found(self) -> None:
+        """The training has gone back."""
+        self.lost_since, self.in_a_row = None, 0
+
+
+@dataclass
+class Spikes:
+    """Tells when the loss has jumped: `patience` logged steps in a row above `factor` times the
+    median of the 20 logged before them (None: it is not watched). `action` is `warn`, `stop` or
+    `go_back`. A continued training gathers its 20 anew.
+    """
+
+    factor: float | None = None
+    patience: int = 3
+    action: str = "warn"
+    known: int = 20
+    _usual: deque[float] = field(default_factory=deque, init=False)
+    _high: list[int] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        if self.action not in ("warn", "stop", "go_back"):
+            raise ValueError(f"spikes.action={self.action!r}: set warn, stop or go_back")
+        if self.factor is not None and self.factor <= 1:
+            raise ValueError(f"spikes.factor={self.factor} is in every step; set 2.0, or null")
+
+    def see(self, step: int, loss: float, policy: NonFinitePolicy) -> None:
+        """A logged step's loss, the same on all ranks."""
+        if self.factor is None or not math.isfinite(loss):
+            return
+        enough = len(self._usual) == self.known
+        if not (enough and loss > self.factor * statistics.median(self._usual)):
+            self._high.clear()
+            self._usual.append(loss)
+            if len(self._usual) > self.known:
+                self._usual.popleft()
+            return
+        self._high.append(step)
+        if len(self._high) < self.patience:
+            return
+        since, usual = self._high[0], statistics.median(self._usual)
+        why = f"the loss jumped from {usual:.4g} to {loss:.4g} at step {since} and stayed there"
+        self._high.clear()
+        if self.action == "stop":
+            raise NonFiniteError(f"{why}; lower the learning rate, or set spikes.action=go_back")
+        if self.action == "go_back":
+            policy.lose(since, why)
+        else:
+            rank_zero_warn(why)
 
 
 def _names(seen: list[tuple[list[str], Tensor]]) -> str:

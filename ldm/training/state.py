@@ -11,10 +11,11 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ldm.runs.shards import flat
+from ldm.training.sharding import laid_out
 
 Named = dict[str, dict[str, Tensor]]
 COUNTER = "step"  # torch's optimizers keep it as a tensor, and some of them on the CPU
@@ -41,7 +42,7 @@ def load_optimizer_state(module: nn.Module, optimizer: Optimizer, state: Named) 
             if key == COUNTER:  # where the optimizer itself would have made it
                 loaded[key] = value.to(parameter.device if fused else "cpu")
             elif value.shape == parameter.shape:
-                loaded[key] = _like(parameter, value)
+                loaded[key] = laid_out(value, parameter)
             else:
                 loaded[key] = value.to(parameter.device)
         optimizer.state[parameter] = loaded
@@ -61,14 +62,22 @@ def collect(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
 def restore(trainer: L.Trainer, module: L.LightningModule, state: Mapping[str, Any]) -> None:
     """Continue from `state` as if the training had never stopped. ValueError when the weights
     are of another model."""
+    put_back(trainer, module, state, state["global_step"])
+    stand_at(trainer, state["global_step"])
+
+
+def put_back(
+    trainer: L.Trainer, module: L.LightningModule, state: Mapping[str, Any], step: int
+) -> None:
+    """Weights, average and optimizer as in `state`, at the learning rate of `step`; the counters
+    stay."""
     _load_weights(module, state["state_dict"])
     optimizer = trainer.optimizers[0]
     load_optimizer_state(module, optimizer, state["optimizer"])
     for one in trainer.lr_scheduler_configs:
-        _schedule_at(one.scheduler, state["global_step"])
+        _schedule_at(one.scheduler, step)
     if state["precision"]:
         trainer.precision_plugin.load_state_dict(state["precision"])
-    stand_at(trainer, state["global_step"])
 
 
 def stand_at(trainer: L.Trainer, step: int) -> None:
@@ -110,16 +119,7 @@ def _load_weights(module: nn.Module, saved: Mapping[str, Tensor]) -> None:
                 f"and {tuple(tensor.shape)} here); set name=ANOTHER to train this one"
             )
         with torch.no_grad():
-            tensor.copy_(_like(tensor, saved[name]))
-
-
-def _like(pattern: Tensor, value: Tensor) -> Tensor:
-    """`value` on the device of `pattern`, and split over the ranks as it is."""
-    if not isinstance(pattern, DTensor):
-        return value.to(pattern.device)
-    if isinstance(value, DTensor):
-        return value
-    return distribute_tensor(value.to(pattern.device), pattern.device_mesh, pattern.placements)
+            tensor.copy_(laid_out(saved[name], tensor))
 
 
 def targets(module: nn.Module, found: Mapping[str, tuple[torch.Size, torch.dtype]]) -> Any:

@@ -89,7 +89,7 @@ def test_captions_come_from_where_people_put_them(tmp_path):
 
 
 def test_a_sweep_is_every_combination():
-    own = {"guidance": None, "steps": 7, "sampler": None}
+    own = {"guidance": None, "steps": 7, "passes": None, "sampler": None}
     cells = settings_of(Namespace(sweep=["guidance=1,2.5", "steps=5,10"], **own))
     assert [(c["guidance"], c["steps"]) for c in cells] == [(1, 5), (1, 10), (2.5, 5), (2.5, 10)]
     assert settings_of(Namespace(sweep=[], **own)) == [own]

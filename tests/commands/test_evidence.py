@@ -3,26 +3,21 @@
 import json
 from argparse import Namespace
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
+from untrained_model import untrained
 
 from ldm.commands import evidence_measures as measures
-from ldm.commands.choices import choice
 from ldm.commands.evidence_claims import claims
 from ldm.commands.evidence_page import markdown, page
 from ldm.commands.evidence_subject import Subject
 from ldm.diffusion import Cosine, Data, Estimate, Objective, RectifiedFlow, Uniform
-from ldm.frozen.captions import OpenClipCaptions
-from ldm.frozen.clip import load_clip
-from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
 from ldm.metrics import CLIPScore, clip_scores
 from ldm.models.attention import CrossAttention
 from ldm.types import Condition
@@ -180,46 +175,6 @@ def test_costs_of_a_step_are_the_arithmetic_of_its_products():
     assert cost.flops == 2 * (2 * 8 * 16 * 4 * 4)
     assert cost.seconds > 0
     assert cost.bytes >= latents(8).nbytes
-
-
-def untrained():
-    """Every part of a second stage, with fresh weights, as `load_diffusion` gives them."""
-    from ldm.commands.building import build
-
-    torch.manual_seed(0)
-    autoencoder = build(choice("autoencoder", "tiny"), "autoencoder")
-    channels, factor = autoencoder.latent_channels, autoencoder.factor
-    statistics = LatentStatistics(
-        (0.0,) * channels, (1.0,) * channels, factor, fingerprint(autoencoder)
-    )
-    config = OmegaConf.create(
-        {
-            "data": {"val": choice("data", "emoji").val},
-            "image_size": 32,
-            "precision": "32-true",
-            "evaluation": {"clip": "asset:emoji_clip", "guidance": 2.0},
-            "sampler": choice("sampler", "euler"),
-            "diffusion": choice("diffusion", "rectified_flow"),
-            "backbone": choice("backbone", "unet_tiny"),
-            "latent": {"channels": channels, "size": 32 // factor},
-            "text": choice("text", "emoji_clip"),
-        }
-    )
-    captions = OpenClipCaptions(load_clip("asset:emoji_clip"))
-    config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
-    config.sampler.steps = 2
-    OmegaConf.resolve(config)
-    network = build(config.backbone, "backbone").eval()
-    denoiser = build(config.diffusion, "diffusion").denoiser(network)
-    place = SimpleNamespace(path=SimpleNamespace(name="untrained"))
-    return SimpleNamespace(
-        folder=place,
-        checkpoint=place,
-        config=config,
-        denoiser=denoiser,
-        codec=LatentCodec(autoencoder, statistics),
-        captions=captions,
-    )
 
 
 def test_the_page_of_an_untrained_model_claims_nothing(tmp_path):

@@ -6,9 +6,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import scipy.stats
 from PIL import Image
 
 from ldm.commands import config, report, runs
+from ldm.commands.report_parts import wilson
 
 
 class Page(HTMLParser):
@@ -62,7 +64,7 @@ def test_the_page_is_self_contained_and_holds_the_run(run, tmp_path):
     assert all(address.startswith("data:") for address in page.addresses)
     text = (tmp_path / "page.html").read_text()
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", text)
-    (story,) = json.loads(page.data)
+    (story,) = json.loads(page.data)["runs"]
     assert story["prompts"] == ["an </script> & <b>apple</b>"]
     assert [sample["step"] for sample in story["samples"]] == [1, 2]
     steps, values = story["history"]["train/loss"]
@@ -73,7 +75,40 @@ def test_the_page_is_self_contained_and_holds_the_run(run, tmp_path):
 
 def test_several_runs_share_a_page(run, tmp_path):
     page = page_of(run, run, out=tmp_path / "page.html")
-    assert len(json.loads(page.data)) == 2
+    told = json.loads(page.data)
+    assert len(told["runs"]) == 2
+    assert told["differing"] == {}
+
+
+def test_the_page_tells_what_was_measured_and_how_surely(run, tmp_path):
+    values = {"recall@5": 0.9, "fd_clip": 3.25, "clip_score": "no prompt"}
+    (run / "evaluation").mkdir()
+    row = {"sampler": "Heun", "steps": 20, "pictures": 100, "values": values}
+    (run / "evaluation" / "results.json").write_text(json.dumps([row]))
+    config = json.loads((run / "config.yaml").read_text())
+    emoji = {"_target_": "ldm.data.ShardData", "shards": "asset:emoji/val-*.tar", "size": 64}
+    gone = {**emoji, "shards": "nowhere/train-*.tar"}
+    config |= {"data": {"folder": "x", "train": gone, "val": emoji}, "global_batch": 8}
+    (run / "config.yaml").write_text(json.dumps(config))
+    (story,) = json.loads(page_of(run, out=tmp_path / "page.html").data)["runs"]
+    (shown,) = story["evaluated"]
+    assert (shown["fd_clip"], shown["clip_score"]) == ("3.25", "–")
+    assert shown["recall@5"] == "0.9 (0.826 to 0.945)"
+    train, val = story["data"]
+    assert "nowhere" in train["missing"]
+    assert val["count"] > 100
+    assert val["sheet"].startswith("data:image/png;base64,")
+    assert story["throughput"]["trained"] == "2,000 steps, 16,000 pictures"
+    loss = next(line for line in story["settled"] if line["name"] == "train/loss")
+    assert loss["how"] == "mean of the last 200 records"
+    low, high = map(float, loss["interval"].split(" to "))
+    assert low < float(loss["value"]) < high
+
+
+def test_wilsons_interval_is_scipys():
+    for hits, count in ((0, 10), (7, 10), (96, 100), (64, 64)):
+        theirs = scipy.stats.binomtest(hits, count).proportion_ci(method="wilson")
+        assert wilson(hits / count, count) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -119,5 +154,5 @@ def test_every_choice_is_listed(capsys):
 
 
 def test_an_experiment_does_not_differ_from_itself(capsys):
-    config.diff(argparse.Namespace(first="debug/fast", second="debug/fast"))
+    config.diff(argparse.Namespace(first="emoji/clip", second="emoji/clip"))
     assert capsys.readouterr().out == "no difference\n"

@@ -316,7 +316,9 @@ def test_captions_are_strict_utf8(tmp_path, raw, wanted):
     data = ShardData(path, 16, reading=Reading(tolerate=0.9))
     captions = dict(zip([key for key, _, _ in everything(data)], data.captions(), strict=True))
     assert captions.get("a") == wanted
-    assert data.set.indexes[0].header.left_out.get("unreadable caption", 0) == (wanted is None)
+    header = data.set.indexes[0].header
+    assert header.left_out.get("unreadable caption", 0) == (wanted is None)
+    assert header.mended == ("\0" in raw.decode("latin-1"))  # replaced, and counted
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import torch
 from shard_files import write_tar
 from webdataset.tariterators import tar_file_iterator
 
-from ldm.data import ShardData, training_batches
+from ldm.data import LatentData, ShardData, training_batches
 from ldm.data.encoding import LatentFolder
-from ldm.data.latents import LatentData, Layout, condition_of, pack, posterior_of
+from ldm.data.latents import Layout, condition_of, pack, posterior_of
 from ldm.types import Condition, Posterior
 
 MADE_BY = {"first_stage": "f" * 8, "text": "t" * 8}
+NULL = 500  # stands for the empty caption
 LAYOUT = Layout(4, 2, 3, views=2, tokens=5, token_width=6, pooled_width=7)
 
 
@@ -26,7 +27,7 @@ def moments(number, layout=LAYOUT):
 def text(number, layout=LAYOUT):
     rng = np.random.default_rng(1000 + number)
     tokens = torch.from_numpy(rng.integers(-99, 99, (1, layout.tokens, layout.token_width))).float()
-    mask = torch.arange(layout.tokens)[None] <= number % layout.tokens
+    mask = torch.arange(layout.tokens)[None] <= number % max(layout.tokens, 1)
     pooled = torch.from_numpy(rng.integers(-99, 99, (1, layout.pooled_width))).float()
     return Condition(tokens, mask, pooled)
 
@@ -37,7 +38,8 @@ def mirrored(posterior):
 
 def encode(data, folder, *, layout=LAYOUT, made_by=MADE_BY, rank=0, world=1):
     """What `ldm encode` does, with made-up networks."""
-    target = LatentFolder(folder, "train", layout, made_by)
+    null = text(NULL, layout) if layout.has_text else None
+    target = LatentFolder(folder, "train", layout, made_by, null)
     captions = list(data.captions())
     for path, samples in target.pending(data.set.sizes, rank, world):
         with target.shard(path) as shard:
@@ -48,7 +50,7 @@ def encode(data, folder, *, layout=LAYOUT, made_by=MADE_BY, rank=0, world=1):
                     [key],
                     [captions[sample]],
                     views[: layout.views],
-                    text(sample, layout) if layout.tokens else None,
+                    text(sample, layout) if layout.has_text else None,
                 )
 
 
@@ -67,6 +69,10 @@ def test_what_is_read_is_what_was_written(pictures, tmp_path):
     data = LatentData(str(tmp_path / "latents/train-*.tar"), expect=MADE_BY)
     assert len(data) == 23
     assert list(data.captions()) == list(pictures.captions())
+    null = data.null_text()
+    assert torch.equal(null.tokens, text(NULL).tokens)
+    assert torch.equal(null.mask, text(NULL).mask)
+    assert torch.equal(null.pooled, text(NULL).pooled)
     for batch in batches_of(data, 12, workers=1):
         posterior, condition = posterior_of(batch), condition_of(batch)
         for row, key in enumerate(batch["key"]):
@@ -101,7 +107,7 @@ def test_ranks_share_the_work_and_a_stopped_encoding_goes_on(pictures, tmp_path)
     encode(pictures, tmp_path / "one")
     encode(pictures, tmp_path / "two", rank=1, world=2)
     assert len(list((tmp_path / "two").glob("*.tar"))) == 2  # of four
-    target = LatentFolder(tmp_path / "two", "train", LAYOUT, MADE_BY)
+    target = LatentFolder(tmp_path / "two", "train", LAYOUT, MADE_BY, text(NULL))
     with (
         pytest.raises(RuntimeError, match="killed"),
         target.shard(tmp_path / "two/train-00000.tar"),
@@ -130,8 +136,40 @@ def test_captions_travel_where_text_states_do_not(pictures, tmp_path):
     batch = next(iter(batches_of(data, 1)))
     assert batch["caption"] == [f"number {int(key)}" for key in batch["key"]]
     assert condition_of(batch) is None
-    with pytest.raises(ValueError, match=r"no mirror images.*data\.flip=false"):
+    with pytest.raises(ValueError, match=r"no mirror images.*data\.train\.flip=false"):
         LatentData(str(tmp_path / "latents/train-*.tar"), flip=True)
+
+
+def test_class_labels_are_text_without_tokens(pictures, tmp_path):
+    layout = Layout(4, 2, 3, pooled_width=7)
+    encode(pictures, tmp_path / "latents", layout=layout)
+    data = LatentData(str(tmp_path / "latents/train-*.tar"))
+    batch = next(iter(batches_of(data, 1)))
+    condition = condition_of(batch)
+    assert condition.tokens.shape == (4, 0, 0)
+    for row, key in enumerate(batch["key"]):
+        assert torch.equal(condition.pooled[row], text(int(key), layout).pooled[0])
+    with pytest.raises(ValueError, match="text states go with those of the empty caption"):
+        LatentFolder(tmp_path, "train", layout, {})
+
+
+def test_a_record_of_another_size_is_replaced(pictures, tmp_path):
+    """FAULTS.md, row 16: a shape that does not fit, written by others."""
+    encode(pictures, tmp_path / "latents", layout=Layout(4, 2, 3))
+    path = tmp_path / "latents/train-00000.tar"
+    with path.open("rb") as file:
+        members = [(member["fname"], member["data"]) for member in tar_file_iterator(file)]
+    members[1] = (members[1][0], members[1][1][:-2])
+    write_tar(path, members)
+    path.with_name(path.name + ".index").unlink()
+    data = LatentData(str(tmp_path / "latents/train-*.tar"))
+    batch, faults = data.read(data.order(0, 1).rows(0, 23))
+    assert [(fault.key, fault.reason) for fault in faults] == [
+        ("000000", "94 bytes, a record has 96")
+    ]
+    for row, key in enumerate(batch["key"]):
+        assert key != "000000"
+        assert torch.equal(batch["mean"][row].float(), moments(int(key)).mean[0])
 
 
 def test_pictures_are_no_latents(shards):

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,14 @@ import pytest
 from shard_files import encoded, picture, sample, write_folder, write_shards, write_tar
 
 from ldm.commands import shards as command
-from ldm.data import DataError, Keep, Reading, ShardData, validation_batches
+from ldm.data import (
+    DataError,
+    Keep,
+    Reading,
+    ShardData,
+    training_batches,
+    validation_batches,
+)
 from ldm.data.cache import Cache
 from ldm.data.tables import entries_of
 
@@ -92,6 +100,49 @@ def test_what_is_open_stays_readable_when_it_leaves_the_cache(tmp_path):
     assert captions_of(data) == [f"number {n}" for n in range(9)]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_are_fetched_before_they_are_needed(tmp_path, web, workers):
+    """Eight shards, windows of one, batches of one: what lies 3 samples ahead is there already."""
+    write_shards(tmp_path / "web", [2] * 8)
+    assert len(ShardData(str(tmp_path / "web/*.tar"), 16)) == 16  # writes the indexes
+
+    def fetched(ahead):
+        folder = tmp_path / f"cache-{ahead}"
+        reading = Reading(cache=str(folder), window=2, ahead=ahead, retries=0)
+        data = ShardData(web + "/train-{00000..00007}.tar", 16, reading=reading)
+        batches = iter(
+            training_batches(
+                data, global_batch=1, rank=0, world=1, start=0, seed=0, workers=workers
+            )
+        )
+        first = next(batches)["key"]
+        deadline = time.monotonic() + 20
+        wanted = {path for p in (0, ahead) for path in data.where(data.order(0, 1).rows(p, 1))}
+        names = {Cache(reading).path(name).name for name in wanted}
+        while time.monotonic() < deadline:
+            here = {path.name for path in (folder / "shards").iterdir() if not path.suffix}
+            tars = {Cache(reading).path(source.name).name for source in data.set.sources} & here
+            if names <= tars:
+                return first, len(tars)
+            time.sleep(0.02)
+        raise AssertionError("not fetched")
+
+    plain, alone = fetched(0)
+    early, more = fetched(3)
+    assert plain == early
+    assert workers or (alone, more) == (1, 2)
+    assert more >= 2
+
+
+def test_remote_globs_are_expanded(tmp_path):
+    local = ShardData(write_shards(tmp_path, [3, 2]), 16)
+    reading = Reading(cache=str(tmp_path / "cache"))
+    data = ShardData(f"file://{tmp_path}/train-*.tar", 16, reading=reading)
+    assert captions_of(data) == captions_of(local)
+    with pytest.raises(FileNotFoundError, match="matches nothing"):
+        ShardData(f"file://{tmp_path}/no-*.tar", 16, reading=reading)
+
+
 def fetch(folder, address):
     return str(Cache(Reading(cache=folder, retries=0)).fetch(address))
 
@@ -147,6 +198,8 @@ def test_the_command_line_from_folder_to_verified_shards(tmp_path, capsys):
     assert ldm("info", tmp_path / "out", "--sheet", tmp_path / "sheet.png") == 0
     said = capsys.readouterr().out
     assert "9 samples in 1 shards" in said
+    assert "characters, 0 empty" in said
+    assert "mode       RGB 9" in said
     assert "3 samples in 1 shards" in said
     assert (tmp_path / "sheet.png").is_file()
     assert json.loads((tmp_path / "out/manifest.json").read_text())["command"] == (

@@ -1,5 +1,6 @@
 """Samplers against the installed diffusers schedulers: one network, one grid, one noise."""
 
+import math
 from dataclasses import dataclass
 
 import diffusers
@@ -13,6 +14,7 @@ from ldm.diffusion import (
     AngularVelocity,
     Data,
     DPMSolver2M,
+    DPMSolver3M,
     Euler,
     Heun,
     LeadingGrid,
@@ -24,7 +26,9 @@ from ldm.diffusion import (
     TrailingGrid,
     UniPC,
     Velocity,
+    Watched,
     ZeroTerminalSNR,
+    log_snr,
 )
 
 pytestmark = pytest.mark.filterwarnings(  # theirs, under NumPy 2
@@ -210,6 +214,35 @@ def test_multistep_samplers_on_a_flow(theirs_is, sampler, steps):
     start = 1 / torch.hypot(1 - first, first)  # ours begins as wide as x_t is there
     got = ours(sampler(steps, Given(scheduler.sigmas)), RectifiedFlow(), Velocity(), first=start)
     agree(got, wanted.double())
+
+
+def test_third_order_is_theirs_but_for_half_of_the_bend():
+    """Three steps, of first, second and third order: theirs gives the parabola's bend half its
+    weight in the last, which is told from the estimates at the three stops."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **TABLE,
+        solver_order=3,
+        lower_order_final=False,
+        final_sigmas_type="sigma_min",
+        prediction_type="sample",
+        timestep_spacing="trailing",
+    )
+    precise(scheduler).set_timesteps(3)
+    wanted = theirs(scheduler, noise)
+    times = torch.cat([(scheduler.timesteps + 1) / 1000, torch.tensor([0.001])])
+    seen = []
+    network = Function(lambda x_t, t: smooth(x_t, 1000 * t.reshape(-1, 1, 1, 1) - 1))
+    denoiser = NetworkDenoiser(network, STABLE_DIFFUSION, Data())
+    watched = Watched(denoiser, lambda x_t, t, estimate: seen.append(estimate.x0))
+    got = DPMSolver3M(3, Given(times))(watched, noise, nothing(2))
+    a, b, c, d = (log_snr(STABLE_DIFFUSION, times.double()) / 2).tolist()
+    first, second, third = seen
+    bend = ((third - second) / (c - b) - (second - first) / (b - a)) / (c - a)
+    alpha, _ = STABLE_DIFFUSION(times[-1].double())
+    h = d - c
+    half = alpha * (math.expm1(-h) + h - h**2 / 2) * bend
+    assert half.norm() > 1e-3 * wanted.norm()
+    agree(got + half, wanted)
 
 
 @pytest.mark.parametrize("steps", STEPS)

@@ -1,10 +1,11 @@
 """All well-posed combinations of the algebra's parts train, and then sample what they were shown.
 
 The data is -1 or +1 with a little spread, a pixel each, and the network two layers on (x_t, t). A
-covering set, in which each pair of parts meets, is small; the full product takes long.
+covering set, in which each pair of parts meets, is small; all objectives take minutes.
 """
 
 from contextlib import nullcontext
+from functools import cache
 from itertools import combinations, product
 
 import pytest
@@ -40,58 +41,69 @@ from ldm.diffusion import (
 )
 from ldm.types import Draws
 
-# Opt-in: its limit for Noise and Velocity (0.5, where an untrained network has 0.53) proves little.
-pytestmark = pytest.mark.slow
-
 TIMES = [Uniform(), LogitNormal(), Mode(), CosMap(), LogNormalSigma(), DiscreteUniform()]
 WEIGHTS = [Unit(), MinSNR(), TruncatedSNR(), EDM(), P2(), SigmoidELBO()]
 SAMPLERS = [DDIM(25), DDIM(25, eta=1.0), Heun(12), DPMSolver2M(25), UniPC(25)]
 AXES = [SCHEDULES[:-1], TARGETS, TIMES, WEIGHTS, SAMPLERS]
-ROWS = 16
-LIMIT = 0.25  # a standard normal, which is what sampling starts from, is at 0.53
-STEEP_LIMIT = 0.5  # where errors near t = 1 count up to 160-fold, and 50 steps leave some
+ROWS, COLUMNS, STEPS = 32, 64, 50
+LIMIT = 0.25  # an untrained network's samples are at 0.53
 
 
 class Toy(nn.Module):
-    def __init__(self):
+    """Two layers on (x_t, t) around the best straight-line guess of the target from x_t, scaled to
+    what that guess leaves open: EDM's preconditioning, for any target. It starts at that guess."""
+
+    def __init__(self, schedule, target):
         super().__init__()
         torch.manual_seed(0)
+        self.schedule, self.target = schedule, target
         self.blocks = nn.ModuleList()
         self.layers = nn.Sequential(
-            nn.Linear(10, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 1)
+            nn.Linear(9, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 1)
         )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, x_t, t, condition):
-        t = t.reshape(-1, 1).expand(-1, 128)
-        x = x_t.reshape(-1, 128)
-        waves = [wave(k * t) for k in (1.5, 3, 6) for wave in (torch.sin, torch.cos)]
-        features = torch.stack([x, x * t, (3 * x).tanh(), 4 * t - 2, *waves], dim=-1)
-        return self.layers(features).reshape(x_t.shape)
+        t = t.reshape(-1, 1)
+        alpha, sigma = self.schedule(t)
+        a, b = self.target.coefficients(self.schedule, t)
+        width = torch.hypot(alpha, sigma)
+        guess = (a * alpha + b * sigma) / width**2
+        left = (alpha * b - sigma * a).abs() / width
+        angle = torch.atan2(sigma, alpha)
+        x = x_t.flatten(1) / width
+        waves = [wave(k * angle).expand_as(x) for k in (1, 2, 4) for wave in (torch.sin, torch.cos)]
+        features = torch.stack([x, (2 * x).tanh(), (x * alpha / (sigma + 0.1)).tanh(), *waves], -1)
+        found = self.layers(features).squeeze(-1)
+        return (guess * x_t.flatten(1) + left * found).reshape(x_t.shape)
 
 
 def draws(step):
     return Draws(seed=1, step=step, rows=range(ROWS), total=ROWS, device=CPU)
 
 
+@cache
 def data(step):
-    x0 = draws(step).uniform((1, 8, 16), "side").round() * 2 - 1
-    return x0 + 0.1 * draws(step).normal((1, 8, 16), "spread")
+    x0 = draws(step).uniform((1, 1, COLUMNS), "side").round() * 2 - 1
+    return x0 + 0.1 * draws(step).normal((1, 1, COLUMNS), "spread")
 
 
-def distance(objective, sampler):
-    """Wasserstein-1 between 2048 samples after 50 steps of training and as many data."""
-    network = Toy()
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for step in range(50):
+def distance(objective, sampler, steps=STEPS):
+    """Wasserstein-1 between 2048 samples after `steps` of training and as many data."""
+    network = Toy(objective.schedule, objective.target)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, fused=True)
+    condition = nothing(ROWS)
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - step / 50)
-        loss = objective(network, data(step), nothing(ROWS), draws(step)).mean()
+            group["lr"] = 0.02 * (1 - step / steps)
+        loss = objective(network, data(step), condition, draws(step)).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-    noise = draws(99).normal((1, 8, 16), "start")
-    drawn = sampler(objective.denoiser(network), noise, nothing(ROWS), draws(99))
+    noise = draws(99).normal((1, 1, COLUMNS), "start")
+    drawn = sampler(objective.denoiser(network), noise, condition, draws(99))
     return (drawn.flatten().sort().values - data(100).flatten().sort().values).abs().mean().item()
 
 
@@ -151,16 +163,22 @@ def test_exactly_the_ill_posed_are_refused():
             Objective(schedule, target, times, weight)
 
 
+def test_untrained_networks_are_far_from_the_data():
+    for schedule, target in product(*AXES[:2]):
+        if not is_ill_posed(schedule, target, Uniform(), Unit()):
+            assert distance(Objective(schedule, target, Uniform()), DDIM(25), steps=0) > 2 * LIMIT
+
+
 @pytest.mark.parametrize("choice", covering(), ids=name)
 def test_a_covering_set_trains_and_samples(choice):
     *arguments, sampler = parts(choice)
-    limit = STEEP_LIMIT if isinstance(arguments[1], Noise | Velocity) else LIMIT
-    assert distance(Objective(*arguments), sampler) < limit
+    assert distance(Objective(*arguments), sampler) < LIMIT
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", EVERYTHING, ids=name)
-def test_every_combination_trains_and_samples(choice):
-    *arguments, sampler = parts(choice)
-    limit = STEEP_LIMIT if isinstance(arguments[1], Noise | Velocity) else LIMIT
-    assert distance(Objective(*arguments), sampler) < limit
+@pytest.mark.parametrize("choice", EVERYTHING[:: len(SAMPLERS)], ids=name)
+def test_every_objective_trains_and_samples(choice):
+    """Each once, with the samplers in turn."""
+    turn = EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)
+    *arguments, _ = parts(choice)
+    assert distance(Objective(*arguments), SAMPLERS[turn]) < LIMIT

@@ -1,26 +1,48 @@
-"""Each shipped objective and sampler is a whole constructor call that works."""
+"""Each shipped objective, sampler, grid and manner of guidance is a whole constructor call that
+works, and is chosen by its name."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from exact_denoisers import Function, GaussianData, normal, nothing, seeded
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from ldm.diffusion import Cosine, Objective, Sampler
+from ldm.commands.composing import composed
+from ldm.diffusion import (
+    DDIM,
+    Cosine,
+    Grid,
+    Guidance,
+    Guided,
+    Objective,
+    RectifiedFlow,
+    Sampler,
+    Times,
+    Weight,
+)
 
 CONF = Path(__file__).parents[2] / "conf"
 
 
 def load(path):
-    config = OmegaConf.load(path)
-    built = instantiate(config)
-    assert set(config) - {"_target_"} == {field.name for field in fields(built)}
+    """The group's choice as a training composes it."""
+    group = path.parent.name
+    config = composed(["experiment=emoji/diffusion", f"{group}={path.stem}"])
+    place = {"grid": "sampler.grid", "times": "diffusion.times", "weight": "diffusion.weight"}
+    node = OmegaConf.select(config, place.get(group, group))
+    built = instantiate(node)
+    assert set(node) - {"_target_"} == {field.name for field in fields(built) if field.init}
     return built
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("diffusion/*.yaml")), ids=lambda p: p.stem)
+def paths(group):
+    return {"argvalues": sorted(CONF.glob(f"{group}/*.yaml")), "ids": lambda path: path.stem}
+
+
+@pytest.mark.parametrize("path", **paths("diffusion"))
 def test_objectives_train_and_sample(path):
     objective = load(path)
     assert isinstance(objective, Objective)
@@ -29,13 +51,11 @@ def test_objectives_train_and_sample(path):
     loss = objective(network, x0, nothing(4), seeded(4))
     assert loss.shape == (4,)
     assert loss.isfinite().all()
-    latent = instantiate(OmegaConf.load(CONF / "sampler" / "ddim.yaml"))(
-        objective.denoiser(network), x0, nothing(4)
-    )
+    latent = DDIM(50)(objective.denoiser(network), x0, nothing(4))
     assert latent.isfinite().all()
 
 
-@pytest.mark.parametrize("path", sorted(CONF.glob("sampler/*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", **paths("sampler"))
 def test_samplers_sample(path):
     sampler = load(path)
     assert isinstance(sampler, Sampler)
@@ -43,3 +63,34 @@ def test_samplers_sample(path):
     latent = sampler(data, normal(16, 2, 8, 8), nothing(16), seeded(16))
     assert latent.mean().item() == pytest.approx(data.mean, abs=0.03)
     assert latent.std().item() == pytest.approx(data.std, rel=0.1)
+
+
+@pytest.mark.parametrize("path", **paths("grid"))
+def test_grids_lead_to_the_data(path):
+    grid = load(path)
+    assert isinstance(grid, Grid)
+    data = GaussianData(RectifiedFlow())
+    latent = DDIM(100, grid)(data, normal(16, 2, 8, 8), nothing(16))
+    assert latent.std().item() == pytest.approx(data.std, rel=0.1)
+
+
+@pytest.mark.parametrize("path", **paths("guidance"))
+def test_guidance_pushes(path):
+    manner = load(path)
+    assert isinstance(manner, Guidance)
+    data = GaussianData(Cosine())
+    x, t = normal(4, 2, 4, 4), torch.full((4,), 0.5, dtype=torch.float64)
+    guided = Guided(data, nothing(4), 3.0, replace(manner, weaker=GaussianData(Cosine(), std=0.6)))
+    assert not torch.allclose(guided(x, t, nothing(4)).x0, data(x, t, nothing(4)).x0)
+
+
+@pytest.mark.parametrize(
+    ("group", "protocol", "other"), [("times", Times, "Mode"), ("weight", Weight, "P2")]
+)
+def test_times_and_weights_are_chosen_by_name(group, protocol, other):
+    for path in sorted(CONF.glob(f"{group}/*.yaml")):
+        assert isinstance(load(path), protocol)
+    typed = f"{group}={other.lower()}"
+    config = composed(["experiment=emoji/diffusion", "diffusion=edm", typed])
+    assert config.diffusion[group]._target_ == f"ldm.diffusion.{other}"
+    assert config.diffusion.target._target_ == "ldm.diffusion.Preconditioned"

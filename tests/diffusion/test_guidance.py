@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 from exact_denoisers import Counted, GaussianData, normal
 
 from ldm.diffusion import (
@@ -11,6 +12,7 @@ from ldm.diffusion import (
     AngularVelocity,
     Cosine,
     Estimate,
+    Guidance,
     Guided,
     NetworkDenoiser,
     Projected,
@@ -61,13 +63,13 @@ def test_scale_one_is_the_condition_bit_for_bit_in_one_pass():
 
 def test_passes_double_inside_the_interval_only():
     listener = Listener()
-    DDIM(10)(Guided(listener, told(-0.2), 2.0, low=0.25, high=0.75), x, told(0.5))
+    DDIM(10)(Guided(listener, told(-0.2), 2.0, Guidance(low=0.25, high=0.75)), x, told(0.5))
     assert listener.rows == [3, 3, 3, 6, 6, 6, 6, 6, 3, 3]  # t = 1.0, 0.9 ... 0.1
 
 
 def test_rows_at_other_times_are_left_alone():
     times = torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64)
-    guided = Guided(Listener(), told(-0.2), 2.0, low=0.5, high=0.7)(x, times, told(0.5))
+    guided = Guided(Listener(), told(-0.2), 2.0, Guidance(low=0.5, high=0.7))(x, times, told(0.5))
     plain = Listener()(x, times, told(0.5))
     assert torch.equal(guided.x0[[0, 2]], plain.x0[[0, 2]])
     assert not torch.allclose(guided.x0[1], plain.x0[1])
@@ -76,7 +78,7 @@ def test_rows_at_other_times_are_left_alone():
 def test_autoguidance_leads_away_from_the_weaker_network():
     strong = Counted(GaussianData(schedule, 0.5, 0.3))
     weak = Counted(GaussianData(schedule, 0.4, 0.6))
-    guided = Guided(strong, told(0.5), 2.0, weaker=weak)(x, t, told(0.5))
+    guided = Guided(strong, told(0.5), 2.0, Guidance(weaker=weak))(x, t, told(0.5))
     good, bad = (d.denoiser(x, t, told(0.5)) for d in (strong, weak))
     torch.testing.assert_close(guided.x0, 2 * good.x0 - bad.x0)
     assert strong.rows == weak.rows == [3]
@@ -101,6 +103,23 @@ def test_projection_adds_what_is_orthogonal_and_no_more_than_the_radius():
     torch.testing.assert_close(short.flatten(1).norm(dim=1), torch.full((3,), 2.0).double())
 
 
+def test_momentum_and_projection_are_diffusers_apg():
+    """Their function on the same estimates, step after step; a rise in t begins another run."""
+    buffer = MomentumBuffer(-0.5)
+    original = {"use_original_formulation": True}  # the paper's: the scale above 1, from good
+    push = Projected(parallel=0.3, radius=2.0)
+    guided = Guided(Listener(), told(-0.2), 4.0, Guidance(push, push_momentum=-0.5))
+    times = [torch.full((3,), k / 5, dtype=torch.float64) for k in (5, 4, 3, 2)]
+    ours = [guided(x, now, told(0.5)).x0 for now in times]
+    for now, found in zip(times, ours, strict=True):
+        good, bad = (Listener()(x, now, told(mean)).x0 for mean in (0.5, -0.2))
+        wanted = normalized_guidance(good, bad, 3.0, buffer, 0.3, 2.0, **original)
+        torch.testing.assert_close(found, wanted)
+    again = [guided(x, now, told(0.5)).x0 for now in times]
+    for first, second in zip(ours, again, strict=True):
+        assert torch.equal(first, second)
+
+
 def test_thresholding_bounds_what_is_too_wide_and_nothing_else():
     @dataclass(frozen=True)
     class Fixed:
@@ -119,7 +138,7 @@ def test_thresholding_bounds_what_is_too_wide_and_nothing_else():
 
 @pytest.mark.parametrize("push", [Straight(), Rescaled(), Projected()], ids=repr)
 def test_a_guided_estimate_still_explains_its_input(push):
-    estimate = Guided(Listener(), told(-0.2), 4.0, push=push)(x, t, told(0.5))
+    estimate = Guided(Listener(), told(-0.2), 4.0, Guidance(push))(x, t, told(0.5))
     alpha, sigma = schedule(columns(t))
     torch.testing.assert_close(alpha * estimate.x0 + sigma * estimate.noise, x)
 
@@ -128,10 +147,15 @@ def test_a_guided_estimate_still_explains_its_input(push):
     ("build", "says"),
     [
         (lambda: Guided(Listener(), told(0.0), -1.0), "scale is -1"),
-        (lambda: Guided(Listener(), told(0.0), 2.0, low=0.8, high=0.2), "no interval"),
+        (lambda: Guidance(low=0.8, high=0.2), "no interval"),
+        (lambda: Guidance(push_momentum=1.0), "guidance.push_momentum is 1.0"),
+        (lambda: Guidance(limit=0.0), "guidance.limit is 0.0"),
+        (lambda: Projected(radius=0.0), "push.radius is 0.0"),
         (lambda: Guided(Listener(), told(0.0, 1), 2.0)(x, t, told(0.0)), "1 rows for 3 samples"),
         (
-            lambda: Guided(Listener(), told(0.0), 2.0, weaker=GaussianData(RectifiedFlow())),
+            lambda: Guided(
+                Listener(), told(0.0), 2.0, Guidance(weaker=GaussianData(RectifiedFlow()))
+            ),
             "the same schedule",
         ),
         (lambda: Rescaled(1.5), r"push\.share is 1\.5"),

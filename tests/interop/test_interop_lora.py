@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
@@ -11,8 +10,6 @@ from ldm.interop.unet import DIFFUSERS, unet_table, unet_to_diffusers
 from ldm.models import UNet
 from ldm.models.lora import add_lora, lora_state
 from ldm.types import Condition
-
-pytest.importorskip("peft", reason="diffusers reads low-rank weights through peft")
 
 
 def test_diffusers_computes_the_same_with_our_low_rank_weights(tmp_path: Path) -> None:

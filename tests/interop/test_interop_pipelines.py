@@ -9,25 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTextModel, CLIPTokenizer
 
-import ldm.interop.patched  # diffusers loads classes of modules that are imported already
+import ldm.interop.patched
 from ldm.diffusion import DDIM, Betas, NetworkDenoiser, Noise, RectifiedFlow, Velocity
 from ldm.diffusion.guidance import Guided
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import Clip, new_clip
-from ldm.interop.autoencoder import (
-    autoencoder_arguments,
-    autoencoder_table,
-    autoencoder_to_diffusers,
-    compvis_autoencoder_table,
-)
-from ldm.interop.pipelines import (
-    FirstStage,
-    Tower,
-    write_first_stage,
-    write_pipeline,
-    write_text_encoder,
-)
+from ldm.interop.autoencoder import autoencoder_table, compvis_autoencoder_table
+from ldm.interop.autoencoder_configs import autoencoder_arguments, autoencoder_to_diffusers
+from ldm.interop.first_stage import FirstStage, write_first_stage
+from ldm.interop.pipelines import Parts, write_pipeline
 from ldm.interop.schedulers import Described, described_by, scheduler_config
+from ldm.interop.text import Tower, write_tower
 from ldm.models import DiT, KLAutoencoder, UNet
 
 VISION = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16}
@@ -122,7 +114,8 @@ def test_normalisation_folds_into_the_exported_autoencoder(
     if library == "diffusers":
         theirs = AutoencoderKL.from_pretrained(tmp_path)
     else:
-        assert (library, name) == ("ldm.interop.patched", "PatchedAutoencoderKL")
+        assert (library, name) == ("ldm_patched_autoencoder", "PatchedAutoencoderKL")
+        assert (tmp_path / f"{library}.py").is_file()
         theirs = ldm.interop.patched.PatchedAutoencoderKL.from_pretrained(tmp_path)
     assert 2 ** (len(theirs.config.block_out_channels) - 1) == network.factor
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
@@ -152,7 +145,7 @@ def test_compvis_autoencoder_keys_are_the_published_ones() -> None:
 @pytest.mark.parametrize("layer", [-1, -2])
 def test_the_exported_text_tower_says_the_same(tmp_path: Path, clip: Clip, layer: int) -> None:
     captions = ["red apple", "", "the woman's 2 cats, in a (very) dark night-sky #5"]
-    write_text_encoder(tmp_path / "text_encoder", Tower(clip.model, clip.tokenizer, layer))
+    write_tower(tmp_path / "text_encoder", Tower(clip.model, clip.tokenizer, layer))
     theirs = CLIPTextModel.from_pretrained(tmp_path / "text_encoder").eval()
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     ids = tokenizer(
@@ -199,17 +192,13 @@ def ours_of(
 def test_a_pipeline_on_a_table_gives_our_samplers_pictures(tmp_path: Path, clip: Clip) -> None:
     network, first = tiny_unet(time_offset=-1.0), autoencoder(patch=2)
     described = Described(Betas(0.00085, 0.012, 2.0), Noise(), -1.0)
-    name = write_pipeline(
-        tmp_path,
-        network,
-        first=FirstStage(first, MEAN, STD),
-        tower=Tower(*clip),
-        described=described,
-        size=4,
-    )
-    assert name == "StableDiffusionPipeline"
+    parts = Parts(FirstStage(first, MEAN, STD), [Tower(*clip)], described, 4)
+    assert write_pipeline(tmp_path, network, parts) == "StableDiffusionPipeline"
     noise = torch.randn(2, 4, 4, 4)
-    theirs = pictures_of(DiffusionPipeline.from_pretrained(tmp_path), noise, 5)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        DiffusionPipeline.from_pretrained(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
+    theirs = pictures_of(pipeline, noise, 5)
     denoiser = NetworkDenoiser(network, described.schedule, described.target)
     ours = ours_of(denoiser, clip, first, noise, DDIM(steps=5))
     assert theirs.shape == (2, 3, 16, 16)
@@ -220,14 +209,8 @@ def test_a_pipeline_on_a_table_gives_our_samplers_pictures(tmp_path: Path, clip:
 def test_a_pipeline_on_a_flow_gives_our_samplers_pictures(tmp_path: Path, clip: Clip) -> None:
     network, first = tiny_unet(), autoencoder()
     described = Described(RectifiedFlow(), Velocity(), 0.0)
-    write_pipeline(
-        tmp_path,
-        network,
-        first=FirstStage(first, MEAN, STD),
-        tower=Tower(*clip),
-        described=described,
-        size=4,
-    )
+    parts = Parts(FirstStage(first, MEAN, STD), [Tower(*clip)], described, 4)
+    write_pipeline(tmp_path, network, parts)
     noise = torch.randn(2, 4, 4, 4)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     theirs = pictures_of(pipeline, noise, 3)
@@ -261,8 +244,7 @@ def test_a_pipeline_of_classes_loads_and_draws(tmp_path: Path) -> None:
     )
     described = Described(Betas(), Noise(), -1.0)
     first = FirstStage(autoencoder(), MEAN, STD)
-    name = write_pipeline(tmp_path, network, first=first, tower=None, described=described, size=4)
-    assert name == "DiTPipeline"
+    assert write_pipeline(tmp_path, network, Parts(first, [], described, 4)) == "DiTPipeline"
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline([207], num_inference_steps=2, output_type="np").images
@@ -272,15 +254,9 @@ def test_a_pipeline_of_classes_loads_and_draws(tmp_path: Path) -> None:
 def test_what_has_no_pipeline_is_told_what_has() -> None:
     described = Described(RectifiedFlow(), Velocity(), 0.0)
     network = DiT(4, width=16, depth=1, heads=2, text_width=4)
+    parts = Parts(FirstStage(autoencoder(), MEAN, STD), [], described, 4)
     with pytest.raises(ValueError, match="StableDiffusionPipeline for a UNet"):
-        write_pipeline(
-            Path("nowhere"),
-            network,
-            first=FirstStage(autoencoder(), MEAN, STD),
-            tower=None,
-            described=described,
-            size=4,
-        )
+        write_pipeline(Path("nowhere"), network, parts)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,9 @@ import pytest
 import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
 
-from ldm.interop.dit import (
-    diffusers_dit_table,
-    dit_arguments,
-    dit_to_diffusers,
-    original_dit_table,
-)
+from ldm.interop.dit import diffusers_dit_table, dit_arguments, dit_to_diffusers
 from ldm.interop.mmdit import mmdit_arguments, mmdit_table, mmdit_to_diffusers
+from ldm.interop.original_dit import original_dit_table
 from ldm.models import DiT, MMDiT
 from ldm.types import Condition
 

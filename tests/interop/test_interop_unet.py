@@ -68,6 +68,7 @@ def shapes(draw: st.DrawFn) -> dict:
         "residual_blocks": draw(st.integers(1, 2)),
         "out_channels": draw(st.sampled_from([None, 7])),
         "pooled_width": draw(st.sampled_from([0, 5])),
+        "text_pool_heads": draw(st.sampled_from([0, 1])),
         "groups": draw(st.sampled_from([2, 4])),
         "attend_padding": True,
         "time_offset": draw(st.sampled_from([0.0, -1.0])),
@@ -92,7 +93,9 @@ def equals_diffusers(shape: dict) -> None:
     randomise(network)
     theirs = theirs_of(network)
     assert difference(network, theirs, torch.float32) < 1e-5
-    assert difference(network, theirs, torch.float64) < 1e-10
+    # diffusers pools the text with a softmax in float32, whatever the model's type.
+    exact = 1e-7 if network.text_pool_heads else 1e-10
+    assert difference(network, theirs, torch.float64) < exact
 
 
 def test_the_way_back_is_bit_equal() -> None:

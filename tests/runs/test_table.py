@@ -12,9 +12,10 @@ import time
 import pytest
 import yaml
 
-from ldm.runs.compare import differing, leftovers, side_by_side
+from ldm.runs.compare import differing, side_by_side
 from ldm.runs.state import SILENCE, read_state, recorded
 from ldm.runs.table import history, newest_metrics, read_row, rows
+from ldm.runs.weights import leftovers
 
 CONFIG = {"name": "x", "seed": 0, "module": {"optimizer": {"lr": 1e-3}}, "stage_name": "diffusion"}
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_in_process import FIRST, last, make_shards, run, same
+from run_in_process import run
+from tiny import FIRST, last, make_shards, same
 
 PROGRAM = Path(__file__).with_name("evaluated_ranks.py")
 pytestmark = pytest.mark.slow

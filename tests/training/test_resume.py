@@ -4,16 +4,25 @@ import os
 import signal
 
 import pytest
-from run_in_process import FIRST, SECOND, Killed, at_step, last, make_shards, numbers, run, same
+import torch
+from run_in_process import Killed, at_step, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import FIRST, SECOND, last, make_shards, numbers, same
 
 from ldm.commands.parts import AutoencoderStage, DiffusionStage
 from ldm.commands.train import RETRY, SAVED
-from ldm.runs.checkpoints import checkpoints
+from ldm.runs.checkpoints import best_of, checkpoints
+from ldm.training.autoencoder import AutoencoderModule
 from ldm.training.callbacks import Checkpointing
+from ldm.training.callbacks.writing import CheckpointWriter
+from ldm.training.nonfinite import NonFinitePolicy
 
 # Not yet run to its end (the machine was taken): it joins the default suite when it has been.
-pytestmark = pytest.mark.slow
+UNBROKEN = AutoencoderModule.on_before_optimizer_step
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Lightning's remarks, which train.py keeps from users
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -149,7 +158,7 @@ def test_more_steps_are_told_of_and_taken(root, capsys):
 
 
 def test_a_disk_that_is_full_for_a_while_costs_a_warning(root, monkeypatch):
-    ordinary, tried = Checkpointing._write_whole, []
+    ordinary, tried = CheckpointWriter._save, []
 
     def write(self, state, step):
         tried.append(step)
@@ -158,7 +167,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_warning(root, monkeypatch):
         return ordinary(self, state, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointing, "_write_whole", write)
+        patch.setattr(CheckpointWriter, "_save", write)
         with pytest.warns(UserWarning, match="No space left"):
             assert run(root, "full", FIRST) == 0
     assert tried == [2, 4, 6, 7]
@@ -170,7 +179,7 @@ def test_a_disk_that_stays_full_ends_it_with_the_last_good_one_named(root, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkpointing, "_write_whole", write)
+        patch.setattr(CheckpointWriter, "_save", write)
         with pytest.warns(UserWarning, match="older ones stay"):
             assert run(root, "always-full", FIRST) == 3
     assert "there is no checkpoint" in capsys.readouterr().err
@@ -189,3 +198,73 @@ def test_other_pictures_are_refused_and_the_same_ones_elsewhere_are_not(root, tm
         run(root, "elsewhere", with_data(tmp_path / "other"))
     make_shards(tmp_path / "same")
     assert run(root, "elsewhere", with_data(tmp_path / "same")) == 0
+
+
+def test_the_best_step_stays_and_is_the_same_after_an_interruption(root, monkeypatch):
+    settings = FIRST + " checkpoint.best=-val/psnr checkpoint.keep=1 evaluation.every=2"
+    assert run(root, "best", settings) == 0
+    psnr = {line["step"]: line["val/psnr"] for line in numbers(root, "best") if "val/psnr" in line}
+    best = best_of(root / "best" / "checkpoints")
+    assert best is not None
+    assert best.step == max(psnr, key=psnr.get)
+    assert best.value == pytest.approx(-max(psnr.values()))
+    kept = [checkpoint.step for checkpoint in checkpoints(root / "best" / "checkpoints")]
+    assert kept == sorted({best.step, 7})
+    link = root / "best" / "checkpoints" / "best"
+    assert link.resolve().name == f"step-{best.step:08d}"
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(root, "best-stopped", settings) == SAVED
+    assert run(root, "best-stopped", settings) == 0
+    assert best_of(root / "best-stopped" / "checkpoints") == best
+
+
+def test_a_number_that_is_not_measured_cannot_be_the_best_and_is_told_of(root):
+    with pytest.warns(UserWarning, match=r"checkpoint\.best=val/nothing: not measured; set one of"):
+        assert run(root, "best-unknown", FIRST + " checkpoint.best=val/nothing") == 0
+    assert best_of(root / "best-unknown" / "checkpoints") is None
+
+
+def broken(monkeypatch, steps):
+    """The gradients of these steps are not finite."""
+    ordinary = UNBROKEN
+
+    def before(self, optimizer):
+        if self.global_step + 1 in steps:
+            next(self.network.parameters()).grad.fill_(float("nan"))
+        ordinary(self, optimizer)
+
+    monkeypatch.setattr(AutoencoderModule, "on_before_optimizer_step", before)
+
+
+def test_steps_that_are_not_finite_in_a_row_lead_back_to_a_good_checkpoint(root, monkeypatch):
+    settings = FIRST + " +module.on_nonfinite=go_back"
+    monkeypatch.setattr(NonFinitePolicy.__init__, "__defaults__", (2,))
+    broken(monkeypatch, {4, 5})
+    with pytest.warns(UserWarning, match="weights and optimizer are those of step 2 again"):
+        assert run(root, "back", settings) == 0
+    # The third step is undone; the others are those of a training that never saw it.
+    broken(monkeypatch, {3, 4, 5})
+    assert run(root, "too-many", FIRST + " +module.on_nonfinite=skip") == 3
+    monkeypatch.setattr(NonFinitePolicy.__init__, "__defaults__", (9,))
+    assert run(root, "without-3-4-5", FIRST + " +module.on_nonfinite=skip") == 0
+    network = [
+        {k: v for k, v in last(root, name).load()["state_dict"].items() if k.startswith("network")}
+        for name in ("back", "without-3-4-5")
+    ]
+    for name, tensor in network[0].items():
+        assert torch.equal(tensor, network[1][name]), name
+
+
+def test_where_going_back_does_not_help_it_stops_and_names_a_good_checkpoint(
+    root, monkeypatch, capsys
+):
+    monkeypatch.setattr(NonFinitePolicy.__init__, "__defaults__", (1,))
+    broken(monkeypatch, {3, 4, 5, 6})
+    assert run(root, "no-way-back", FIRST + " +module.on_nonfinite=go_back") == 3
+    said = capsys.readouterr().err
+    assert "going back did not help" in said
+    assert "the last good checkpoint is" in said
+    for checkpoint in checkpoints(root / "no-way-back" / "checkpoints"):
+        state = checkpoint.load()["state_dict"]
+        assert all(tensor.isfinite().all() for tensor in state.values())

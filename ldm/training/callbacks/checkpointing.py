@@ -1,30 +1,19 @@
 """Checkpoints at optimizer-step boundaries, each a whole folder or none; and the way back."""
 
-import shutil
-from concurrent.futures import Future, ThreadPoolExecutor
+import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from ldm.runs.checkpoints import (
-    SHARDS,
-    STATE,
-    Checkpoint,
-    begin,
-    checkpoints,
-    finish,
-    prune,
-    write_checkpoint,
-)
-from ldm.runs.shards import read_shards, shapes, write_shards
+from ldm.runs.checkpoints import Best, Checkpoint, best_of, checkpoints, mark_best
+from ldm.runs.shards import read_shards, shapes
 from ldm.runs.signals import stop_signals
 from ldm.training.agreement import Agreement
-from ldm.training.state import collect, is_sharded, restore, targets
+from ldm.training.callbacks.writing import CheckpointWriter
+from ldm.training.nonfinite import NonFiniteError
+from ldm.training.state import collect, put_back, restore, targets
 
 _FAILED = 1000  # above every signal's number
 
@@ -43,12 +32,17 @@ class WriteError(RuntimeError):
 
 class Checkpointing(L.Callback):
     """Writes `folder/step-N` every `every` optimizer steps, when the process is told to stop, and
-    at the end; keeps the newest `keep`, and for ever those whose step `keep_every` divides.
+    at the end; keeps the newest `keep`, and for ever those whose step `keep_every` divides, and
+    the one at which the validated number `best` was lowest (`-NAME`: highest).
 
     A step is saved when all that belongs to it is done, its validation and samples included; only
-    a signal during a validation saves before that, and the validation is then repeated. Unsharded
-    states are written in the background. A write that fails costs a warning and leaves the older
-    ones; `patience` failures in a row end the training.
+    a signal during a validation saves before that, and the validation is then repeated. States are
+    written in the background. A write that fails costs a warning; `patience` failures in a row end
+    the training.
+
+    When the module gives up on where it has come to (`nonfinite.lost_since`), weights, average and
+    optimizer go back to the newest checkpoint before that step, while the step, and with it data,
+    noise and learning rate, go on: up to `go_backs` times, for what led there is not met again.
 
     `resume` is where the training continues (known to rank 0, which tells the others).
     """
@@ -60,20 +54,21 @@ class Checkpointing(L.Callback):
         every: int,
         keep: int = 2,
         keep_every: int | None = None,
+        best: str | None = None,
         resume: Checkpoint | None = None,
         patience: int = 3,
+        go_backs: int = 3,
     ) -> None:
         if every < 1 or keep < 1:
             raise ValueError(
                 f"checkpoint.every={every}, checkpoint.keep={keep}: both must be 1 or more"
             )
-        self.folder, self.every, self.keep, self.keep_every = folder, every, keep, keep_every
-        self.resume, self.patience = resume, patience
-        self.failures = 0
-        self._written = 0
+        self.folder, self.every, self.best = folder, every, best
+        self.resume, self.patience, self.go_backs = resume, patience, go_backs
+        self.writer = CheckpointWriter(folder, keep=keep, keep_every=keep_every, again=every)
+        self._lowest = math.inf
+        self._validated = False
         self._unfinished_evaluation = False
-        self._background = ThreadPoolExecutor(1, "checkpoint")
-        self._pending: Future[Checkpoint] | None = None
         self._agreement: Agreement
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -81,8 +76,13 @@ class Checkpointing(L.Callback):
         self._agreement = Agreement()
         self.resume = trainer.strategy.broadcast(self.resume)
         if self.resume is not None:
-            self._restore(trainer, module, self.resume)
-        self._written = trainer.global_step
+            state = self._read(module, self.resume)
+            restore(trainer, module, state)
+            self._unfinished_evaluation = not state.get("evaluated", True)
+        self.writer.open(trainer.global_step)
+        best = best_of(self.folder)
+        if best is not None and best.metric == self.best and best.step <= trainer.global_step:
+            self._lowest = best.value
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """From here on signals are waited with; a validation that was broken off is repeated."""
@@ -96,21 +96,24 @@ class Checkpointing(L.Callback):
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Between two optimizer steps: everything that belongs to the first is done."""
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if (ready - 1) % trainer.accumulate_grad_batches:
             return
+        best = self._new_best(trainer)
         told = self._agreement.tell(self._news())
         if told >= _FAILED:
             raise WriteError(
-                f"checkpoints could not be written {self.failures} times in a row; make room in "
-                f"{self.folder}, then start the same command again"
+                f"checkpoints could not be written {self.writer.failures} times in a row; make "
+                f"room in {self.folder}, then start the same command again"
             )
         if told:
-            self._stop(trainer, module, told, evaluated=True)
-        elif trainer.global_step % self.every == 0:
-            self.write(trainer, module)
+            self._stop(trainer, module, told, best=best)
+        elif module.nonfinite.lost_since is not None:
+            self._go_back(trainer, module, module.nonfinite.lost_since)
+        elif trainer.global_step % self.every == 0 or best is not None:
+            self.write(trainer, module, best=best)
 
     def on_validation_batch_start(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """A signal does not wait for a long validation, unless it is the last."""
@@ -119,11 +122,15 @@ class Checkpointing(L.Callback):
         if told := self._agreement.tell(self._news()) % _FAILED:
             self._stop(trainer, module, told, evaluated=False)
 
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """There are new numbers to be the best by."""
+        self._validated = True
+
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """The last step is always kept; WriteError when it cannot be."""
-        self.write(trainer, module)
-        self._settle()
-        failed = self._written != trainer.global_step
+        self.write(trainer, module, best=self._new_best(trainer))
+        self.writer.settle()
+        failed = self.writer.written != trainer.global_step
         if self._agreement.now(failed):
             raise WriteError(
                 f"the last step is not saved; make room in {self.folder}, then start the same "
@@ -132,106 +139,75 @@ class Checkpointing(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
         """What is being written is brought to its end."""
-        self._settle()
+        self.writer.settle()
 
-    def write(self, trainer: L.Trainer, module: L.LightningModule, evaluated: bool = True) -> None:
-        """Every rank calls it. Returns before the file is whole, unless the state is sharded."""
+    def write(
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        *,
+        evaluated: bool = True,
+        best: Best | None = None,
+    ) -> None:
+        """Every rank calls it. Returns before the files are whole."""
         step = trainer.global_step
-        self._settle()
-        if step == self._written:
-            return
-        self._written = step
-        state = {**collect(trainer, module), "evaluated": evaluated}
-        if is_sharded(state):
-            self._write_shards(trainer, state, step)
-        elif trainer.is_global_zero:
-            copy = tree_map(_on_cpu, state)
-            self._pending = self._background.submit(self._write_whole, copy, step)
+        self.writer.settle()
+        if step != self.writer.written:
+            state = {**collect(trainer, module), "evaluated": evaluated}
+            self.writer.write(trainer, state, step, best)
+        elif best is not None and trainer.is_global_zero:  # saved before its validation was done
+            mark_best(self.folder, best)
 
-    def _stop(self, trainer: L.Trainer, module: Any, told: int, evaluated: bool) -> None:
-        self.write(trainer, module, evaluated)
-        self._settle()
+    def _stop(self, trainer: L.Trainer, module: Any, told: int, **write: Any) -> None:
+        self.write(trainer, module, **write)
+        self.writer.settle()
         trainer.strategy.barrier("stopped")
         good = checkpoints(self.folder) if trainer.is_global_zero else []
         raise Stopped(told, trainer.global_step, good[-1].step if good else None)
 
     def _news(self) -> int:
-        if self._pending is not None and self._pending.done():
-            self._settle()
-        return _FAILED if self.failures >= self.patience else stop_signals.received
+        self.writer.look()
+        return _FAILED if self.writer.failures >= self.patience else stop_signals.received
 
-    def _write_whole(self, state: dict[str, Any], step: int) -> Checkpoint:
-        written = write_checkpoint(
-            self.folder, step, lambda draft: torch.save(state, draft / STATE)
-        )
-        prune(self.folder, self.keep, self.keep_every)
-        return written
-
-    def _write_shards(self, trainer: L.Trainer, state: dict[str, Any], step: int) -> None:
-        tensors = {"state_dict": state.pop("state_dict"), "optimizer": state.pop("optimizer")}
-        draft = trainer.strategy.broadcast(self._begin(trainer, step))
-        try:
-            if draft is None:
-                raise OSError("rank 0 could not begin")
-            write_shards(draft / SHARDS, tensors)
-            if trainer.is_global_zero:
-                torch.save(state, draft / STATE)
-                finish(draft, step)
-                prune(self.folder, self.keep, self.keep_every)
-            failed = 0
-        except Exception as error:  # a rank's own, or that of another, which all ranks are told
-            self._warn(step, error)
-            failed = 1
-        if self._agreement.now(failed):
-            self._fail()
-            if trainer.is_global_zero and draft is not None:
-                shutil.rmtree(draft, ignore_errors=True)
-        else:
-            self.failures = 0
-
-    def _begin(self, trainer: L.Trainer, step: int) -> Path | None:
-        if not trainer.is_global_zero:
+    def _new_best(self, trainer: L.Trainer) -> Best | None:
+        """What was just validated, if it is better than all before; the same on every rank."""
+        if self.best is None or not self._validated:
             return None
-        try:
-            return begin(self.folder, step)
-        except OSError as error:
-            self._warn(step, error)
+        self._validated = False
+        name = self.best.removeprefix("-")
+        if name not in trainer.callback_metrics:
+            there = ", ".join(sorted(trainer.callback_metrics))
+            rank_zero_warn(f"checkpoint.best={self.best}: not measured; set one of: {there}")
             return None
+        sign = -1.0 if self.best.startswith("-") else 1.0
+        value = trainer.strategy.broadcast(sign * float(trainer.callback_metrics[name]))
+        if not value < self._lowest:
+            return None
+        self._lowest = value
+        return Best(trainer.global_step, self.best, value)
 
-    def _settle(self) -> None:
-        """Wait for the write in the background, and learn how it went."""
-        if self._pending is None:
-            return
-        pending, self._pending = self._pending, None
-        try:
-            step = pending.result().step
-            self.failures = 0
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as the latter
-            self._warn(self._written, error)
-            self._fail()
-        else:
-            self._written = step
-
-    def _fail(self) -> None:
-        self.failures += 1
-        self._written = -1  # the same step may be tried again
-
-    def _warn(self, step: int, error: BaseException) -> None:
+    def _go_back(self, trainer: L.Trainer, module: Any, before: int) -> None:
+        earlier = [c for c in checkpoints(self.folder) if c.step < before and c.damage() is None]
+        self.go_backs -= 1
+        found = trainer.strategy.broadcast(earlier[-1] if earlier else None)
+        if found is None or self.go_backs < 0:
+            raise NonFiniteError(
+                f"{module.nonfinite.why}; going back did not help, or there is nothing to go back "
+                "to: lower the learning rate, or look at the data"
+            )
+        put_back(trainer, module, self._read(module, found), trainer.global_step)
+        module.nonfinite.found()
         rank_zero_warn(
-            f"step {step}: the checkpoint could not be written ({str(error).splitlines()[0]}); the "
-            f"older ones stay, training goes on, the next try is at a multiple of {self.every}"
+            f"step {trainer.global_step}: {module.nonfinite.why}; weights and optimizer are those "
+            f"of step {found.step} again, data and noise go on"
         )
+        self.write(trainer, module)  # a kill from here on must not lead to the old place
 
-    def _restore(self, trainer: L.Trainer, module: L.LightningModule, found: Checkpoint) -> None:
+    def _read(self, module: L.LightningModule, found: Checkpoint) -> dict[str, Any]:
         state = found.numbers()
         if found.shards is not None:
             state |= read_shards(found.shards, targets(module, shapes(found.shards)))
-        restore(trainer, module, {"optimizer": {}, **state})
-        self._unfinished_evaluation = not state.get("evaluated", True)
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+        return {"optimizer": {}, **state}
 
 
 def _nothing() -> None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torchvision.transforms.functional import pil_to_tensor
 
-from ldm.diffusion import Sampler
+from ldm.diffusion import Guidance, Sampler
 from ldm.generate import TextToImage, grid, save_png
 from ldm.metrics import MetricGroup
+from ldm.training.loggers import albums
 from ldm.types import Image
 
 
@@ -24,6 +23,11 @@ class _EverySteps(L.Callback):
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
         self._looked = -1
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """The step where it begins was looked at when it was trained; before the first there is
+        nothing to see."""
+        self._looked = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """After the step that `every` divides."""
@@ -51,9 +55,8 @@ class _EverySteps(L.Callback):
             self.folder / f"{name}-{trainer.global_step:08d}.png",
             {"step": trainer.global_step},
         )
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+        for album in albums(trainer):
+            album.show(name, picture, trainer.global_step)
 
     def record(self, trainer: L.Trainer, about: str, *groups: MetricGroup) -> None:
         """The metrics' values over all ranks, into every logger, and once their full names into
@@ -96,12 +99,13 @@ class SampleQuality(_EverySteps):
         image_size: int,
         batch_size: int = 64,
         precision: torch.dtype | None = None,
+        manner: Guidance,
     ) -> None:
         super().__init__(every, folder)
         self.grid_prompts, self.prompts = list(grid_prompts), list(prompts)
         self.metrics = metrics
         self.sampler, self.guidance, self.image_size = sampler, guidance, image_size
-        self.batch_size, self.precision = batch_size, precision
+        self.batch_size, self.precision, self.manner = batch_size, precision, manner
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
         """Draw, show, measure."""
@@ -113,6 +117,7 @@ class SampleQuality(_EverySteps):
             self.image_size,
             self.guidance,
             self.precision,
+            self.manner,
         )
         self.metrics.reset(module.device)
         try:
@@ -131,9 +136,8 @@ class SampleQuality(_EverySteps):
         ]
         self.show(trainer, shown, 8, "samples")
         text = "\n".join(f"{i}. {prompt}" for i, prompt in enumerate(self.grid_prompts, 1))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.add_text("samples/prompts", text, trainer.global_step)
+        for album in albums(trainer):
+            album.tell("samples/prompts", text, trainer.global_step)
 
     def _measure(self, trainer: L.Trainer, generate: TextToImage) -> None:
         """Every rank draws equally many pictures in equally many batches, because under FSDP each
@@ -189,7 +193,7 @@ class Reconstructions(_EverySteps):
         for number, batch in enumerate(share):
             images, real = batch["image"].to(module.device), batch["valid"]
             made = module.reconstruct(images).float()
-            if number == 0:
+            if number == 0:  # the first picture of all is on rank 0, which shows it
                 self._compare(trainer, images[: self.shown], made[: self.shown])
             if real.any():
                 self.metrics.update(made[real], [""] * int(real.sum()))

@@ -3,6 +3,8 @@
 Everything stays on the device until a step that is logged: in between, the host waits for nothing.
 """
 
+import resource
+import sys
 import time
 from typing import Any
 
@@ -13,14 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldm.runs.attempts import Attempts
+from ldm.training.nonfinite import Spikes
 
 
 class StepRecord(L.Callback):
     """Loss over all ranks and turns (mean, max), gradient norms before clipping, learning rate,
-    percentiles of the step time, memory, and the share of the run's life spent training."""
+    percentiles of the step time, memory, and the share of the run's life spent training. `spikes`
+    sees the loss."""
 
-    def __init__(self, attempts: Attempts) -> None:
-        self.attempts = attempts
+    def __init__(self, attempts: Attempts, spikes: Spikes) -> None:
+        self.attempts, self.spikes = attempts, spikes
         self._losses: list[Tensor] = []
         self._seconds: list[float] = []
         self._at = self._began = self._useful = 0.0
@@ -55,9 +59,10 @@ class StepRecord(L.Callback):
 
     def _measured(self, trainer: L.Trainer, module: Any, losses: Tensor) -> dict[str, Any]:
         mean, largest = over_ranks(losses)
+        self.spikes.see(trainer.global_step, float(mean), module.nonfinite)
         values: dict[str, Any] = {"train/loss_mean": mean, "train/loss_max": largest}
         for name, norm in module.gradient_norms.items():
-            values[f"gradient/{name}"] = norm
+            values[f"grad/{name}"] = norm
         values["train/lr"] = self._rate
         seconds = sorted(self._seconds)
         for percent in (50, 95):
@@ -65,11 +70,18 @@ class StepRecord(L.Callback):
         alive = time.monotonic() - self._began + self._lost
         values["time/goodput"] = self._useful / alive
         values["time/restarts"] = float(self._restarts)
+        values["memory/process_gib"] = resident_gib()
         device = trainer.strategy.root_device
         if device.type == "cuda":
             values["memory/peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             values["memory/reserved_gib"] = torch.cuda.memory_reserved(device) / 2**30
         return values
+
+
+def resident_gib() -> float:
+    """The most memory that this process has held at once."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def over_ranks(losses: Tensor) -> tuple[Tensor, Tensor]:

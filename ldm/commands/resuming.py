@@ -1,0 +1,74 @@
+"""Where a training continues, and whether starting it again can help."""
+
+import sys
+from pathlib import Path
+
+from ldm.runs.attempts import SAME_STEP, Attempts
+from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
+from ldm.runs.folder import RunFolder
+from ldm.runs.processes import restarts
+
+
+def resume_point(folder: RunFolder, resume: str) -> Checkpoint | None:
+    """Where to continue, as `resume` says: auto (the newest good checkpoint, or the start), must
+    (there has to be one), never (there must not be one), or the folder of a checkpoint."""
+    own = checkpoints(folder.checkpoints)
+    if resume == "never" and own:
+        raise ValueError(
+            f"resume=never, but {own[-1].path} is there; set resume=auto to continue, or "
+            "name=ANOTHER to start anew"
+        )
+    if resume not in ("auto", "never", "must"):
+        return _asked_point(folder, Path(resume))
+    tidy(folder.checkpoints)
+    found = _newest(folder)
+    if found is None and resume == "must":
+        raise ValueError(
+            f"resume=must, but {folder.checkpoints} holds no good checkpoint; set resume=auto to "
+            "begin at the start"
+        )
+    return found
+
+
+def _asked_point(folder: RunFolder, path: Path) -> Checkpoint | None:
+    there = path.resolve()  # `last` is a link
+    asked = next((c for c in checkpoints(there.parent) if c.path.name == there.name), None)
+    if asked is None:
+        raise ValueError(
+            f"resume={path}: no checkpoint; set auto, must, never, or a folder such as "
+            f"{folder.checkpoints}/step-00001000"
+        )
+    if damage := asked.damage():
+        raise ValueError(f"resume={path}: {damage}; name another checkpoint")
+    inside = path.resolve().parent == folder.checkpoints.resolve()
+    if restarts() or (checkpoints(folder.checkpoints) and not inside):
+        return _newest(folder) or asked  # this run has begun from there, and gone on
+    for moved in tidy(folder.checkpoints, after=asked.step):
+        print(f"set aside  {moved}")
+    return asked
+
+
+def _newest(folder: RunFolder) -> Checkpoint | None:
+    newest = checkpoints(folder.checkpoints)[-1:]
+    for found in newest_good(folder.checkpoints):
+        if isinstance(found, Checkpoint):
+            if newest[0].step != found.step:
+                lost = newest[0].step - found.step
+                print(f"warning: {lost} steps are done again", file=sys.stderr)
+            return found
+        print(f"warning: {found}", file=sys.stderr)
+    return None
+
+
+def hopeless(attempts: Attempts, resumed: Checkpoint | None) -> bool:
+    """Whether this job has died at the same step too often; else the new start is written down."""
+    step = resumed.step if resumed else 0
+    if restarts() and attempts.fruitless(step) >= SAME_STEP:
+        print(
+            f"error: the job died {SAME_STEP} times at step {step} without getting further; the "
+            f"last time: {attempts.last_failure()}; not tried again. Mend it, then submit anew",
+            file=sys.stderr,
+        )
+        return True
+    attempts.start(step)
+    return False

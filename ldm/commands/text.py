@@ -1,0 +1,34 @@
+"""The text encoder that a configuration names."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ldm.commands.building import build
+from ldm.frozen.captions import CaptionEncoder
+from ldm.frozen.sizes import SizedCaptions
+
+
+def text_encoder(config: DictConfig) -> CaptionEncoder:
+    """The one of the group `text`, told of pictures' sizes where `text.sizes` says so."""
+    encoder: CaptionEncoder = build(config.text.encoder, "text.encoder")
+    if config.text.get("sizes", False):  # older runs have no such key
+        return SizedCaptions(encoder, config.image_size)
+    return encoder
+
+
+def refuse_unheard_sizes(config: DictConfig) -> None:
+    """ValueError where sizes would be told to a network that does not listen, or are not known."""
+    if not config.text.get("sizes", False):
+        return
+    backbone: Any = OmegaConf.to_container(config.backbone, resolve=False)
+    if not backbone.get("pooled_width"):
+        raise ValueError(
+            "text.sizes=true, but the backbone takes no pooled vector; set "
+            "backbone.pooled_width='${text.pooled_width}', or text.sizes=false"
+        )
+    if config.data.train.get("_target_") == "ldm.data.LatentData":
+        raise ValueError(
+            "text.sizes=true, but latent shards do not hold the pictures' sizes; train from "
+            "pictures (data=shards), or set text.sizes=false"
+        )

@@ -235,7 +235,9 @@ def test_what_compares_with_training_pictures_decodes_latents(place):
         references.of(clip, "val")
 
 
-@pytest.mark.parametrize("way", ["unwatched", "failing", "undrawn"])
+@pytest.mark.parametrize(
+    "way", ["unwatched", "undrawn", pytest.param("failing", marks=pytest.mark.slow)]
+)
 def test_evaluation_leaves_no_trace_in_the_weights(place, monkeypatch, way):
     """A training without one, and one whose metrics or pictures raise, end in the same bits."""
     from ldm.commands.parts import DiffusionStage

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,17 +213,11 @@ def load(target: str, first_stage: str | None) -> Any:
     path = Path(target)
     if not path.name.startswith("step-"):
         return load_diffusion(target, first_stage)
-    trained = load_diffusion(str(path.parent.parent), first_stage)
     checkpoint = Checkpoint(path, int(path.name.removeprefix("step-")))
     damage = checkpoint.damage()
     if damage is not None:
         raise ValueError(f"{path}: {damage}; name another checkpoint")
-    state = checkpoint.load()["state_dict"]
-    network: Any = trained.denoiser.network  # type: ignore[attr-defined]
-    network.load_state_dict(
-        {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
-    )
-    return replace(trained, checkpoint=checkpoint)
+    return load_diffusion(str(path.parent.parent), first_stage, checkpoint)
 
 
 def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[str]:

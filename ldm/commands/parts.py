@@ -222,12 +222,15 @@ class TrainedDiffusion:
     captions: CaptionEncoder
 
 
-def load_diffusion(run: str, first_stage: str | None = None) -> TrainedDiffusion:
-    """The averaged network of a run's newest checkpoint, with its codec and text encoder."""
+def load_diffusion(
+    run: str, first_stage: str | None = None, checkpoint: Checkpoint | None = None
+) -> TrainedDiffusion:
+    """The averaged network of the checkpoint that is given or of the newest, with its codec
+    and text encoder."""
     folder = RunFolder(Path(run))
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "diffusion")
-    checkpoint = newest(folder)
+    checkpoint = checkpoint or newest(folder)
     network = trained_backbone(config, averaged(checkpoint))
     objective = build(config.diffusion, "diffusion")
     return TrainedDiffusion(

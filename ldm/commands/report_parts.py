@@ -13,7 +13,8 @@ from typing import Any
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 CAPTIONS = 12  # shown of a set
-LEAST = 20  # records, for a mean of the last tenth to have a spread
+LEAST = 10  # records, for a mean of the last tenth to have a spread
+VARIES = ("train/loss", "grad/", "time/images", "time/step")  # from step to step, around a mean
 SMALLER_IS_BETTER = ("loss", "distance", "fd_", "fid", "kid", "cmmd", "lpips", "perceptual")
 
 
@@ -65,18 +66,19 @@ def _sheet(data: Any) -> str:
 
 
 def settled(curves: Curves, drawn: int | None) -> list[dict[str, str]]:
-    """Each metric at the end. What is recorded often: the mean of its last tenth, with the 95 %
-    interval as if the records were independent. A share of `drawn` pictures: Wilson's interval.
-    What is measured now and then: its last value and its best."""
+    """Each metric at the end. What varies from step to step: the mean of its last tenth (at least
+    LEAST records), with Student's 95 % interval as if they were independent. A share of `drawn`
+    pictures: Wilson's interval. What is measured now and then: its last value and its best."""
     lines = []
     for name, (steps, values) in curves.items():
-        last = values[-max(1, len(values) // 10) :]
+        last = values[-max(LEAST, len(values) // 10) :]
         line = {"name": name, "value": f"{values[-1]:.4g}", "interval": "", "how": "the last"}
         if name.startswith("sample/recall") and drawn:
             low, high = wilson(values[-1], drawn)
             line |= {"interval": f"{low:.3g} to {high:.3g}", "how": f"of {drawn} pictures"}
-        elif len(values) >= LEAST and len(last) > 1:
-            mean, half = statistics.fmean(last), 1.96 * statistics.stdev(last) / len(last) ** 0.5
+        elif name.startswith(VARIES) and len(values) > 2 * LEAST:
+            mean = statistics.fmean(last)
+            half = student(len(last) - 1) * statistics.stdev(last) / len(last) ** 0.5
             line |= {"value": f"{mean:.4g}", "interval": f"{mean - half:.4g} to {mean + half:.4g}"}
             line["how"] = f"mean of the last {len(last)} records"
         elif len(values) > 1 and name.startswith(("val/", "sample/", "reconstruction/")):
@@ -84,6 +86,12 @@ def settled(curves: Curves, drawn: int | None) -> list[dict[str, str]]:
             line["how"] = f"the last; best {values[best]:.4g} at step {steps[best]}"
         lines.append(line)
     return lines
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's distribution, to a percent from 5 degrees of freedom on
+    (Cornish & Fisher's expansion around the normal one)."""
+    return 1.959964 + 2.372 / freedom + 2.822 / freedom**2
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import scipy.stats
 from PIL import Image
 
 from ldm.commands import config, report, runs
-from ldm.commands.report_parts import wilson
+from ldm.commands.report_parts import student, wilson
 
 
 class Page(HTMLParser):
@@ -103,6 +103,11 @@ def test_the_page_tells_what_was_measured_and_how_surely(run, tmp_path):
     assert loss["how"] == "mean of the last 200 records"
     low, high = map(float, loss["interval"].split(" to "))
     assert low < float(loss["value"]) < high
+
+
+def test_students_quantile_is_scipys():
+    for freedom in (5, 9, 30, 1000):
+        assert student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=0.01)
 
 
 def test_wilsons_interval_is_scipys():

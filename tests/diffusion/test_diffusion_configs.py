@@ -28,13 +28,12 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def load(path):
-    """The group's choice as a training composes it."""
-    group = path.parent.name
-    config = composed(["experiment=emoji/diffusion", f"{group}={path.stem}"])
-    place = {"grid": "sampler.grid", "times": "diffusion.times", "weight": "diffusion.weight"}
-    node = OmegaConf.select(config, place.get(group, group))
+    """The group's choice, which states every argument of its constructor."""
+    node = OmegaConf.load(path)
+    if "defaults" in node:  # it names its times and weight
+        node = composed(["experiment=emoji/diffusion", f"{path.parent.name}={path.stem}"]).diffusion
     built = instantiate(node)
-    assert set(node) - {"_target_"} == {field.name for field in fields(built) if field.init}
+    assert set(node) - {"_target_"} == {field.name for field in fields(built)}
     return built
 
 

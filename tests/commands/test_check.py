@@ -109,8 +109,8 @@ MISTAKES = [
     (DIFFUSION, "backbone.in_channels=3", "backbone.in_channels", "latent.channels"),
     (DIFFUSION, "backbone.heads=[1]", "backbone", "each one entry a level"),
     (DIFFUSION, "guidance.low=0.9 guidance.high=0.5", "guidance.low", "set 0 <="),
-    (DIFFUSION, "guidance.push_momentum=1", "guidance.push_momentum", "between -1 and 1"),
-    (DIFFUSION, "guidance.limit=-3", "guidance.limit", "null for none"),
+    (DIFFUSION, "guidance.push_momentum=1.0", "guidance.push_momentum", "between -1 and 1"),
+    (DIFFUSION, "guidance.limit=-3.0", "guidance.limit", "null for none"),
     (
         DIFFUSION,
         "diffusion.variance={_target_:ldm.diffusion.LearnedVariance} +backbone.out_channels=5",

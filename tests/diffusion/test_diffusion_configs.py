@@ -45,7 +45,8 @@ def paths(group):
 def test_objectives_train_and_sample(path):
     objective = load(path)
     assert isinstance(objective, Objective)
-    network = Function(lambda x_t, t: 0.1 * x_t)
+    outputs = 1 if objective.variance is None else 2
+    network = Function(lambda x_t, t: 0.1 * x_t.repeat(1, outputs, 1, 1))
     x0 = normal(4, 2, 4, 4).float()
     loss = objective(network, x0, nothing(4), seeded(4))
     assert loss.shape == (4,)

@@ -201,7 +201,7 @@ def test_every_shipped_experiment_passes(experiment):
 @pytest.mark.parametrize(
     ("group", "stage"),
     [
-        *[(group, DIFFUSION) for group in DIFFUSION_GROUPS],
+        *[(group, DIFFUSION) for group in ("backbone", "diffusion", "sampler", "text", "trainer")],
         *[(group, AUTOENCODER) for group in ("autoencoder", "loss", "critic")],
     ],
 )

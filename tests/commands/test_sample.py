@@ -1,5 +1,5 @@
-"""Drawing from pictures, along trajectories and with every option, on a model with fresh weights
-in its last layer: what the options do to a latent, and what is refused."""
+"""Drawing from pictures, along trajectories and with every option, on a model with random weights:
+what the options do, and what is refused."""
 
 import argparse
 import json
@@ -21,10 +21,11 @@ from ldm.generate import Source, to_picture
 
 @pytest.fixture(scope="module")
 def trained():
-    """Its network's last layer is not zero, so that text and noise make a difference."""
+    """No layer of its network is zero, so that text and noise make a difference."""
     trained = untrained()
-    leave = trained.denoiser.network.leave
-    torch.nn.init.normal_(leave.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in trained.denoiser.network.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
     return trained
 
 
@@ -76,7 +77,7 @@ def test_what_is_kept_is_kept_to_the_pixel_in_every_sample(sample):
         left = (pixels(f"out/{name}.png") - pixels("wanted.png"))[:, :15]
         assert left.abs().max() <= 1
     painted = pixels("out/000000.png")[:, 17:] - pixels("out/000001.png")[:, 17:]
-    assert painted.abs().max() > 8
+    assert painted.abs().max() > 0
     with Image.open("out/000000.png") as picture:
         assert picture.text["strength"] == "1.0"
         assert picture.text["mask"] == "mask.png"
@@ -110,7 +111,8 @@ def test_the_forward_chain_ends_in_the_noise_of_its_seed(sample, trained, capsys
     with Image.open("out/chain.png") as chain:
         assert chain.width == 5 * 98 - 2
         assert chain.text["snr"] == '["inf", "9", "1", "0.111", "0"]'
-    assert Image.open("out/snr.png").size[0] > 600
+    with Image.open("out/snr.png") as curve:
+        assert curve.width > 600
 
 
 def generator(trained, **asked):

@@ -28,13 +28,12 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def load(path):
-    """The group's choice as a training composes it."""
-    group = path.parent.name
-    config = composed(["experiment=emoji/diffusion", f"{group}={path.stem}"])
-    place = {"grid": "sampler.grid", "times": "diffusion.times", "weight": "diffusion.weight"}
-    node = OmegaConf.select(config, place.get(group, group))
+    """The group's choice, which states every argument of its constructor."""
+    node = OmegaConf.load(path)
+    if "defaults" in node:  # it names its times and weight
+        node = composed(["experiment=emoji/diffusion", f"{path.parent.name}={path.stem}"]).diffusion
     built = instantiate(node)
-    assert set(node) - {"_target_"} == {field.name for field in fields(built) if field.init}
+    assert set(node) - {"_target_"} == {field.name for field in fields(built)}
     return built
 
 
@@ -46,7 +45,8 @@ def paths(group):
 def test_objectives_train_and_sample(path):
     objective = load(path)
     assert isinstance(objective, Objective)
-    network = Function(lambda x_t, t: 0.1 * x_t)
+    outputs = 1 if objective.variance is None else 2
+    network = Function(lambda x_t, t: 0.1 * x_t.repeat(1, outputs, 1, 1))
     x0 = normal(4, 2, 4, 4).float()
     loss = objective(network, x0, nothing(4), seeded(4))
     assert loss.shape == (4,)

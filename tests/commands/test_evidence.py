@@ -206,7 +206,7 @@ def test_attention_is_watched_in_half_precision():
     attention = CrossAttention(8, 6, 2)
     watching = measures.AttentionWatch(attention, rows=1, side=4)
     with torch.autocast("cpu", torch.bfloat16), watching as watch:
-        attention(torch.randn(2, 16, 8), torch.randn(2, 5, 6))
+        attention(torch.randn(2, 16, 8), torch.randn(2, 5, 6), None)
     assert watch.total.dtype == torch.float32
     torch.testing.assert_close(watch.total.sum(1), torch.ones(1, 4, 4))
 

@@ -151,6 +151,12 @@ def _check_together(config: Mapping[str, Any]) -> None:
             "precision=bf16-true keeps float32 weights for optimizer and average only in parts; "
             "set trainer=fsdp, or precision=bf16-mixed, which does so with every trainer"
         )
+    static = isinstance(strategy, Mapping) and strategy.get("static_graph")
+    if static and config["stage_name"] == "autoencoder":
+        raise ValueError(
+            "trainer.strategy.static_graph=true promises that every step uses the same weights, "
+            "and a critic that starts late breaks that; set it to false for this stage"
+        )
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")

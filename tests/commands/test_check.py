@@ -77,6 +77,12 @@ MISTAKES = [
     (DIFFUSION, "evaluation.grid_prompts=apple", "evaluation.grid_prompts", "list"),
     (DIFFUSION, "+data.train.crop=middle", "data.train.crop", "'centre'"),
     (DIFFUSION, "sampler.grid=uniform", "sampler.grid", "Grid"),
+    (
+        AUTOENCODER,
+        "trainer=ddp trainer.strategy.static_graph=true",
+        "trainer.strategy.static_graph",
+        "set it to false",
+    ),
     (DIFFUSION, "evaluation.metrics=fd_clip", "evaluation.metrics", "list"),
     (DIFFUSION, "evaluation.metrics=[fd_clipp]", "evaluation.metrics", "'fd_clip'"),
     (DIFFUSION, "evaluation.metrics=[psnr]", "evaluation.metrics", "leave it out"),

@@ -139,7 +139,9 @@ def test_a_run_is_repeated_bit_for_bit_and_shown(ldm, monkeypatch):
     assert train(composed(["experiment=emoji/autoencoder", *other.split()])) == 0
     os.rename("runs/other", "runs/first-again")
     config = yaml.safe_load(Path("runs/first/config.yaml").read_text())
-    Path("runs/first-again/config.yaml").write_text(yaml.safe_dump({**config, "name": "first-again"}))
+    Path("runs/first-again/config.yaml").write_text(
+        yaml.safe_dump({**config, "name": "first-again"})
+    )
     code, said, error = ldm("runs", "rerun", "runs/first", "--name", "first-again", *anyway)
     assert code == 1, said + error
     assert "different: " in said

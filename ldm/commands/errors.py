@@ -72,7 +72,13 @@ def _unknown_key(key: str, arguments: list[str]) -> str:
         known = []
     leaves = [k for k in known if k.rsplit(".")[-1] == key.rsplit(".")[-1]]
     hint = f"; did you mean {leaves[0]!r}?" if leaves else nearest(key, known)
-    return f"{key}: no such key in this configuration{hint} (`--cfg job` prints all keys)"
+    more = f"; an argument left at its default is written +{key}=…" if _is_call(key, known) else ""
+    return f"{key}: no such key in this configuration{hint} (`--cfg job` prints all keys{more})"
+
+
+def _is_call(key: str, known: list[str]) -> bool:
+    """Whether the key would be an argument of a part that the configuration builds."""
+    return f"{key.rpartition('.')[0]}._target_" in known
 
 
 def choices_of(group: str) -> list[str]:

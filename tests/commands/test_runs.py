@@ -118,6 +118,7 @@ def test_only_what_was_listed_is_deleted(ldm, three):
     assert "nothing to clean up" in ldm("runs", "clean")[1]
 
 
+@pytest.mark.filterwarnings("default")  # Lightning's remarks, which train.py keeps from users
 def test_a_run_is_repeated_bit_for_bit_and_shown(ldm, monkeypatch):
     from ldm.commands.composing import composed
     from ldm.commands.train import train

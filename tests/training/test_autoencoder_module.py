@@ -335,5 +335,5 @@ def test_skip_leaves_the_step_out_and_goes_on() -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(ValueError, match="'ignore' is neither 'stop' nor 'skip'"):
+    with pytest.raises(ValueError, match="'ignore' is none of stop, skip, go_back"):
         small_module(on_nonfinite="ignore")

@@ -26,6 +26,9 @@ class Word:
     def to(self, device: torch.device) -> None:
         pass
 
+    def fingerprint(self) -> str:
+        return "word"
+
     def __call__(self, captions: list[str]) -> Condition:
         length = torch.tensor([[float(len(caption))] for caption in captions])
         mask = torch.ones(len(captions), 1, dtype=torch.bool)
@@ -39,6 +42,9 @@ class Two:
 
     def to(self, device: torch.device) -> None:
         pass
+
+    def fingerprint(self) -> str:
+        return "two"
 
     def __call__(self, captions: list[str]) -> Condition:
         return self.apart([captions, captions])

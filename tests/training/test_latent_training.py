@@ -15,6 +15,7 @@ from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import load_clip
 from ldm.frozen.codec import LatentCodec
 from ldm.frozen.sizes import SizedCaptions
+from ldm.training.conditioning import Conditioning
 from ldm.training.data import Seen, refuse_different_data
 from ldm.training.diffusion import LatentDiffusionModule
 from ldm.types import Condition, Posterior
@@ -161,21 +162,21 @@ def test_the_network_is_told_each_pictures_size_and_crop(root, monkeypatch):
     """SDXL's conditioning: as stored, what was cut off, as wanted; the same with a dropped caption.
     The validation pictures' are theirs, a sampled picture's are what is wanted."""
     told = []
-    ordinary = LatentDiffusionModule._sized
+    ordinary = Conditioning.told
 
-    def sized(self, condition, batch):
-        found = ordinary(self, condition, batch)
+    def sized(self, captions, codec, batch, *rest, **more):
+        found = ordinary(self, captions, codec, batch, *rest, **more)
         told.append((found.pooled, batch["original"].tolist(), batch["corner"].tolist()))
         return found
 
-    monkeypatch.setattr(LatentDiffusionModule, "_sized", sized)
+    monkeypatch.setattr(Conditioning, "told", sized)
     settings = f"{SECOND} first_stage={root}/first".replace("max_steps=7", "max_steps=3")
     settings += " text.sizes=true"
     with pytest.raises(ValueError, match=r"backbone\.pooled_width='\$\{text\.pooled_width\}'"):
         run(root, "deaf", settings)
     settings += " +backbone.pooled_width=${text.pooled_width} image_size=16 +data.train.crop=random"
     assert run(root, "sized", settings) == 0
-    assert len(told) == 4  # three steps and a batch of validation
+    assert len(told) == 7  # three steps, with a caption and without, and a batch of validation
     for pooled, originals, corners in told:
         for row, original, corner in zip(pooled, originals, corners, strict=True):
             assert original == [32, 32]

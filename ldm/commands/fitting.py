@@ -11,7 +11,7 @@ from torch import nn
 from ldm.commands.building import build
 from ldm.commands.check import _devices
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
-from ldm.commands.parts import first_stage_lacks, load_codec, precision_of, widen
+from ldm.commands.parts import agree, first_stage_lacks, load_codec, precision_of, widen
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
@@ -179,11 +179,11 @@ def _diffusion(config: DictConfig, todo: list[str]) -> Iterator[tuple[str, str]]
     widths = _text_widths(config, todo)
     with open_dict(config):
         if shape is not None:
-            _agree("latent.channels", config.latent.channels, shape[0], "the first stage")
-            _agree("latent.size", config.latent.size, shape[1], "the first stage")
+            agree("latent.channels", config.latent.channels, shape[0], "the first stage")
+            agree("latent.size", config.latent.size, shape[1], "the first stage")
             config.latent = {"channels": shape[0], "size": shape[1]}
         for key, found in widths.items():
-            _agree(f"text.{key}", config.text[key], found, "the text encoder")
+            agree(f"text.{key}", config.text[key], found, "the text encoder")
             config.text[key] = found
     build(config.diffusion, "diffusion")
     if config.latent.channels is None or config.latent.size is None:
@@ -209,14 +209,6 @@ def _text_widths(config: DictConfig, todo: list[str]) -> dict[str, int]:
         todo.append(str(error))
         return {}
     return {"width": captions.width, "pooled_width": captions.pooled_width}
-
-
-def _agree(key: str, asked: int | None, found: int, whose: str) -> None:
-    if asked is not None and asked != found:
-        raise ValueError(
-            f"{key}={asked}, but {whose} has {found}; set {key}=null to take its value, "
-            "or name another one"
-        )
 
 
 def _latent_shape(config: DictConfig, todo: list[str]) -> tuple[int, int] | None:

@@ -182,15 +182,20 @@ class DiffusionStage:
                 "the text encoder",
             ),
         ):
-            if asked is not None and asked != found:
-                raise ValueError(
-                    f"{key}={asked}, but {whose} has {found}; set {key}=null to take its value, "
-                    "or name another one"
-                )
+            agree(key, asked, found, whose)
         with open_dict(config):
             config.latent = {"channels": channels, "size": height}
             config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
         widen(config)
+
+
+def agree(key: str, asked: int | None, found: int, whose: str) -> None:
+    """ValueError where the configuration asks for another size than what it names has."""
+    if asked is not None and asked != found:
+        raise ValueError(
+            f"{key}={asked}, but {whose} has {found}; set {key}=null to take its value, "
+            "or name another one"
+        )
 
 
 def widen(config: DictConfig) -> None:

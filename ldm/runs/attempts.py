@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ldm.runs.signals import SAVED
+
 SAME_STEP = 3  # starts in a row that got nowhere, after which another one will not help
 
 
@@ -29,13 +31,14 @@ class Attempts:
         self._add("end", step=step, code=code, why=why)
 
     def fruitless(self, step: int) -> int:
-        """How many of the latest starts began at this step and died without saving a later one."""
+        """How many of the latest starts began at this step and ended without saving a later one:
+        they died, or were told to stop before a step was done."""
         lines = self._lines()
         count = 0
         for number in range(len(lines) - 1, -1, -1):
             line = lines[number]
             if line["event"] == "end":
-                if line["code"] in (0, 85, 75):
+                if line["code"] == 0 or (line["code"] == SAVED and line["step"] != step):
                     break
                 continue
             if line["step"] != step:

@@ -17,14 +17,23 @@ def test_starts_at_one_step_that_died_are_counted(tmp_path):
     assert attempts.fruitless(50) == 0
 
 
-@pytest.mark.parametrize("code", [0, 85, 75])
-def test_an_orderly_end_begins_the_count_anew(tmp_path, code):
+@pytest.mark.parametrize(("code", "step"), [(0, 40), (85, 41)])
+def test_what_got_somewhere_begins_the_count_anew(tmp_path, code, step):
     attempts = Attempts(tmp_path)
     attempts.start(40)
     attempts.start(40)
-    attempts.end(40, code, "")
+    attempts.end(step, code, "")
     attempts.start(40)
     assert attempts.fruitless(40) == 1
+
+
+@pytest.mark.parametrize(("code", "step"), [(85, 40), (75, 43)])
+def test_stopped_while_it_starts_or_by_another_rank_is_no_progress(tmp_path, code, step):
+    attempts = Attempts(tmp_path)
+    for number in range(3):
+        attempts.start(40)
+        attempts.end(step, code, "stopped by signal 10 at step 40")
+        assert attempts.fruitless(40) == number + 1
 
 
 def test_a_start_further_on_begins_the_count_anew(tmp_path):

@@ -37,7 +37,11 @@ def folder(tmp_path):
 
 def test_what_is_known_of_the_step_of_a_checkpoint_is_recorded_once(folder):
     path = folder.path / "metrics.jsonl"
-    earlier = [{"step": 6, "val/loss": 3.0}, {"step": 7, "val/loss": 2.0}, {"step": 8, "train/x": 1}]
+    earlier = [
+        {"step": 6, "val/loss": 3.0},
+        {"step": 7, "val/loss": 2.0},
+        {"step": 8, "train/x": 1},
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in earlier) + '{"step": 8, "tra')
     axis = StepAxis()
     axis._trainer = SimpleNamespace(global_step=7)

@@ -118,6 +118,8 @@ class AutoencoderModule(OneOptimizer):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""
         super().optimizer_step(*args, **kwargs)
+        if self.critic is not None:
+            self.critic.stepped()
         decay = gradual_decay(self.ema_decay, self.trainer.global_step)
         follow(self.average, self.network, decay)
 

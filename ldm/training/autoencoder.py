@@ -25,7 +25,7 @@ from ldm.training.autoencoder_watched import Watched
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
 from ldm.training.module import OneOptimizer
-from ldm.types import Image
+from ldm.types import Image, Latent
 
 __all__ = ["AutoencoderModule", "latent_statistics"]
 
@@ -38,7 +38,7 @@ class AutoencoderModule(OneOptimizer):
     fingerprint stay what they are. `on_nonfinite` is as in `NonFinitePolicy`.
     """
 
-    steps = (*OneOptimizer.steps, "reconstruct")
+    steps = (*OneOptimizer.steps, "encode", "reconstruct")
 
     def __init__(
         self,
@@ -143,6 +143,11 @@ class AutoencoderModule(OneOptimizer):
             # They are of all ranks already; Lightning does not know it.
             self.log(f"val/{name}", value, prog_bar=name == "psnr", sync_dist=True)
         self.watched.reset()
+
+    @torch.no_grad()
+    def encode(self, images: Image) -> Latent:
+        """The mean of the average's posterior, float32."""
+        return self.average.encode(images).mean.float()
 
     @torch.no_grad()
     def reconstruct(self, images: Image) -> Image:

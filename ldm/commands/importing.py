@@ -86,13 +86,12 @@ def _has_text(source: Path) -> bool:
 
 
 def _write_backbone(out: Path, found: Any) -> None:
-    from safetensors.torch import save_file
+    from ldm.interop.files import write_weights
 
     folder = out / "backbone"
     folder.mkdir(parents=True)
     _write_yaml(folder / "backbone.yaml", found.node)
-    state = found.network.state_dict()
-    save_file({n: v.contiguous() for n, v in state.items()}, folder / "model.safetensors")
+    write_weights(folder / "model.safetensors", found.network.state_dict())
 
 
 def _write_first_stage(out: Path, found: Any, size: int) -> None:

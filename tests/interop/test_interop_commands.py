@@ -1,13 +1,14 @@
 """`ldm import` and `ldm export` on whole folders."""
 
 import argparse
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, AutoModel, DiffusionPipeline, StableDiffusionPipeline
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -19,15 +20,16 @@ from ldm.diffusion.guidance import Guided
 from ldm.frozen.clip import new_clip, save_clip
 from ldm.interop.compvis import UNET, part
 from ldm.interop.compvis_writing import write_compvis
-from ldm.interop.files import read_weights
-from ldm.interop.first_stage import FirstStage
+from ldm.interop.files import read_weights, write_json, write_weights
+from ldm.interop.first_stage import FirstStage, write_first_stage
 from ldm.interop.initialise import initialise
 from ldm.interop.pipelines import Parts, write_pipeline
-from ldm.interop.reading import ReadAutoencoder
+from ldm.interop.reading import ReadAutoencoder, read_network
 from ldm.interop.schedulers import Described
 from ldm.interop.text import Tower
 from ldm.models import KLAutoencoder, UNet
 from ldm.runs.checkpoints import STATE, write_checkpoint
+from ldm.types import Condition
 
 CLIP = {
     "embed_dim": 12,
@@ -200,6 +202,31 @@ def test_compvis_code_knows_groups_of_32_only(tmp_path: Path) -> None:
         write_compvis(tmp_path, other, first=first, text=tower)
 
 
+@pytest.mark.parametrize("heads", [[1, 1], [8, 8], [2, 2]])
+def test_a_compvis_checkpoint_is_read_with_the_heads_it_was_written_with(
+    tmp_path: Path, heads: list[int]
+) -> None:
+    """Its tensors do not say: Stable Diffusion 1 has 8, and enters transformers by convolutions."""
+    _, first, tower = random_parts()
+    network = UNet(**(SHAPE | {"heads": heads})).eval()
+    if heads == [2, 2]:
+        with pytest.raises(ValueError, match=r"heads=\[2, 2\].*is neither"):
+            write_compvis(tmp_path, network, first=first, text=tower)
+        return
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    write_compvis(tmp_path, network, first=first, text=tower)
+    state = load_file(tmp_path / "model.safetensors")
+    entered = state["model.diffusion_model.middle_block.1.proj_in.weight"]
+    assert entered.ndim == (4 if heads == [8, 8] else 2)
+    back = read_network(tmp_path / "model.safetensors")
+    assert back is not None
+    x, t = torch.randn(1, 4, 4, 4), torch.rand(1)
+    told = Condition(torch.randn(1, 3, 16), torch.ones(1, 3, dtype=torch.bool))
+    with torch.no_grad():
+        assert torch.equal(back.network(x, t, told), network(x, t, told))
+
+
 @pytest.mark.parametrize("form", ["compvis", "safetensors"])
 def test_other_formats_hold_the_averaged_weights(trained: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / "out"
@@ -211,6 +238,59 @@ def test_other_formats_hold_the_averaged_weights(trained: Path, tmp_path: Path, 
     else:
         wanted = random_parts()[0].state_dict()
         assert all(torch.equal(state[n], v) for n, v in wanted.items())
+
+
+def test_a_folded_autoencoder_goes_out_and_comes_in(tmp_path: Path) -> None:
+    """Loaded by diffusers with its class beside it, and read back here with the same latents."""
+    torch.manual_seed(0)
+    autoencoder = KLAutoencoder(**(STAGE | {"patch": 4})).eval()
+    first = FirstStage(autoencoder, (0.1,) * 4, (2.0,) * 4)
+    write_first_stage(tmp_path / "vae", first, 32)
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    codec = load_codec(str(tmp_path / "vae"))
+    with torch.no_grad():
+        latent = (autoencoder.encode(image).mean - 0.1) / 2
+        torch.testing.assert_close(codec.encode(image), latent, atol=1e-5, rtol=1e-5)
+        theirs = AutoModel.from_pretrained(str(tmp_path / "vae"), trust_remote_code=True)
+        found = theirs.encode(image).latent_dist.mean
+    torch.testing.assert_close(found, latent, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        AutoModel.from_pretrained(str(tmp_path / "vae"))
+
+
+def test_others_can_read_what_is_written(tmp_path: Path) -> None:
+    """A new file's rights, and not those of a temporary one."""
+    write_weights(tmp_path / "a.safetensors", {"weight": torch.ones(2, 3).T})
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_part_of_another_class_is_named(pipeline: Path, tmp_path: Path) -> None:
+    config = json.loads((pipeline / "vae" / "config.json").read_text())
+    write_json(pipeline / "vae" / "config.json", config | {"_class_name": "AutoencoderTiny"})
+    arguments = parsed(importing, "import", str(pipeline), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="AutoencoderTiny is not known here; known are Auto"):
+        arguments.func(arguments)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.safetensors", "cut.pt", "page.ckpt", "empty.ckpt", "one.pt"])
+def test_a_damaged_file_is_told_in_one_line(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    if name == "page.ckpt":
+        file.write_text("<html>Sign in to download</html>")
+    elif name == "empty.ckpt":
+        file.touch()
+    elif name == "one.pt":
+        torch.save(torch.ones(1), file)
+    else:
+        write_weights(file, {"a": torch.ones(999)}) if "safe" in name else torch.save(
+            {"a": torch.ones(999)}, file
+        )
+        file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(ValueError, match=rf"^\S+{name} (is damaged|holds)") as caught:
+        read_weights(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_exists_is_not_overwritten(trained: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderDC, VQModel
+from small_parts import randomise
 
 from ldm.interop.autoencoder import autoencoder_table, compvis_autoencoder_table, load_autoencoder
 from ldm.interop.autoencoder_configs import quantised_arguments, quantised_to_diffusers
@@ -19,14 +20,6 @@ from ldm.models import (
     QuantisedAutoencoder,
     VectorQuantizer,
 )
-
-
-def randomise(network: torch.nn.Module) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            scale = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(torch.randn(parameter.shape) * scale)
 
 
 def quantised(**changes) -> QuantisedAutoencoder:

@@ -10,8 +10,9 @@ from ldm.interop.dit import DIFFUSERS_CLASS as DIT_CLASS
 from ldm.interop.dit import diffusers_dit_table, dit_arguments
 from ldm.interop.mmdit import DIFFUSERS_CLASS as MMDIT_CLASS
 from ldm.interop.mmdit import mmdit_arguments, mmdit_table
-from ldm.interop.unet import DIFFUSERS_CLASS as UNET_CLASS
-from ldm.interop.unet import diffusers_names, unet_arguments, unet_table
+from ldm.interop.unet import diffusers_names, unet_table
+from ldm.interop.unet_configs import DIFFUSERS_CLASS as UNET_CLASS
+from ldm.interop.unet_configs import unet_arguments
 from ldm.models import DiT, MMDiT, UNet
 
 NETWORK_CLASSES = (UNET_CLASS, DIT_CLASS, MMDIT_CLASS)

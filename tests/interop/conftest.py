@@ -7,6 +7,7 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from small_parts import random_parts
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -17,6 +18,9 @@ from transformers import (
     T5EncoderModel,
 )
 
+from ldm.diffusion import Betas, Noise
+from ldm.interop.pipelines import Parts, write_pipeline
+from ldm.interop.schedulers import Described
 from ldm.interop.text import write_clip_tokenizer
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,4 +66,13 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     ).save_pretrained(folder / "tokenizer_3")
+    return folder
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Path:
+    network, first, tower = random_parts()
+    described = Described(Betas(0.00085, 0.012, 2.0), Noise(), -1.0)
+    folder = tmp_path / "pipeline"
+    write_pipeline(folder, network, Parts(first, [tower], described, 4))
     return folder

@@ -20,7 +20,7 @@ from ldm.interop.first_stage import FirstStage, write_first_stage
 from ldm.interop.original_dit import original_dit_table
 from ldm.interop.reading import read_autoencoder, read_network
 from ldm.interop.text_reading import text_node
-from ldm.interop.unet import unet_arguments
+from ldm.interop.unet_configs import unet_arguments
 from ldm.models import DiT, KLAutoencoder
 
 

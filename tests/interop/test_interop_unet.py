@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_parts import randomise
 
-from ldm.interop.unet import (
-    COMPVIS,
-    diffusers_names,
-    unet_arguments,
-    unet_table,
-    unet_to_diffusers,
-)
+from ldm.interop.unet import COMPVIS, diffusers_names, unet_table
+from ldm.interop.unet_configs import unet_arguments, unet_to_diffusers
 from ldm.models import UNet
 from ldm.types import Condition
 

@@ -88,7 +88,7 @@ def _text_encoder(overrides: list[str]) -> Any:
             raise ValueError(f"--text {override}: only the group text is set here; write text=NAME")
     config = composed(["name=encode", "first_stage=none", *overrides])
     unfit = {
-        "ldm.frozen.token_numbers.TokenNumbers": "half precision does not hold the numbers of tokens",
+        "ldm.frozen.token_numbers.TokenNumbers": "half precision does not hold numbers of tokens",
         "ldm.frozen.sizes.SizedCaptions": "latent shards do not hold the pictures' sizes",
     }
     why = unfit.get(config.text.encoder._target_)

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not source.exists():
         raise FileNotFoundError(
             f"{source}: no such file or folder; names on the hub are not fetched, so download it "
-            "and name the folder"
+            "(of a pipeline model_index.json and the folders beside it, each with its config.json "
+            "and .safetensors; of another project one file) and name the place"
         )
     found = _parts(source, arguments)
     if not found:

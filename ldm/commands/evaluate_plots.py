@@ -1,6 +1,6 @@
 """The two plots of a sweep: what is traded for what, and what steps and seconds buy."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def quality(rows: Sequence[Row], path: Path) -> bool:
                 axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
                 axes.xaxis.set_minor_formatter(NullFormatter())
                 if key == walk:
-                    axes.set_xticks(sorted({row[walk] for row in rows}))
+                    axes.set_xticks(_legible({row[walk] for row in rows}))
                 axes.grid(alpha=0.3)
     _finish(figure, grid[0, 0], path)
     return True
@@ -107,6 +107,15 @@ def _lines(rows: Sequence[Row], keys: Sequence[str], along: str) -> list[tuple[s
         name = ", ".join(f"{key} {_short(row[key])}".removeprefix("sampler ") for key in keys)
         found.setdefault(name, []).append(row)
     return [(name, sorted(line, key=lambda row: row[along])) for name, line in found.items()]
+
+
+def _legible(numbers: Set[int]) -> list[int]:
+    """Those whose labels do not touch on a logarithmic axis; of close ones the larger."""
+    kept: list[int] = []
+    for number in sorted(numbers, reverse=True):
+        if not kept or number * 1.2 <= kept[-1]:
+            kept.append(number)
+    return kept
 
 
 def _short(value: Any) -> str:

@@ -213,6 +213,7 @@ def count(network: Any, call: Any) -> Cost:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    network.eval()  # a codebook in training looks at numbers, and here there are none
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         call()

@@ -1,6 +1,7 @@
 """`ldm reconstruct`: pictures through a first stage and back."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,18 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("run", help="the folder of an autoencoder run")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
     parser.add_argument("--out", metavar="DIR", default="out", help="where PNGs go (default: out)")
+    parser.add_argument(
+        "--lpips",
+        metavar="FILE",
+        help="torchvision's vgg16-397923af.pth, to measure LPIPS with (default: $LDM_VGG16, or "
+        "weights/vgg16-397923af.pth, where that is a file)",
+    )
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write each picture beside its reconstruction, and print their PSNR and SSIM."""
+    """Write each picture beside its reconstruction, and print PSNR, SSIM and, where its weights are
+    at hand, LPIPS."""
     from omegaconf import OmegaConf
 
     from ldm.commands.parts import load_codec
@@ -23,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.metrics.reconstruction import PSNR, SSIM
     from ldm.runs.folder import RunFolder
 
+    lpips = _lpips(arguments.lpips)
     codec = load_codec(arguments.run)
     size = OmegaConf.create(RunFolder(Path(arguments.run)).config()).image_size
     pictures = [read_picture(Path(name), size) for name in arguments.images]
@@ -35,9 +44,27 @@ def run(arguments: argparse.Namespace) -> int:
         ssim.update(made, picture)
         path = out / f"{Path(name).stem}.png"
         scores = {"psnr": round(float(psnr.compute()), 3), "ssim": round(float(ssim.compute()), 4)}
+        said = f"PSNR {scores['psnr']:.2f} dB  SSIM {scores['ssim']:.3f}"
+        if lpips is not None:
+            scores["lpips"] = round(float(lpips(made, picture)), 4)
+            said += f"  LPIPS {scores['lpips']:.3f}"
         save_png(grid([picture[0], made[0]], 2), path, {"source": name, **scores})
-        print(f"{path}  PSNR {scores['psnr']:.2f} dB  SSIM {scores['ssim']:.3f}")
+        print(f"{path}  {said}")
+    if lpips is None:
+        print("no LPIPS: it needs torchvision's vgg16-397923af.pth; name it with --lpips FILE")
     return 0
+
+
+def _lpips(given: str | None) -> Any:
+    """The distance; None where no file is named and none is at the usual places."""
+    import torch
+
+    from ldm.models import LPIPS
+
+    usual = os.environ.get("LDM_VGG16", "weights/vgg16-397923af.pth")
+    if given is None and not Path(usual).is_file():
+        return None
+    return LPIPS(given or usual).to(torch.device("cpu"))
 
 
 def read_picture(path: Path, size: int) -> Any:

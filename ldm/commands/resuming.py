@@ -65,8 +65,9 @@ def hopeless(attempts: Attempts, resumed: Checkpoint | None) -> bool:
     step = resumed.step if resumed else 0
     if restarts() and attempts.fruitless(step) >= SAME_STEP:
         print(
-            f"error: the job died {SAME_STEP} times at step {step} without getting further; the "
-            f"last time: {attempts.last_failure()}; not tried again. Mend it, then submit anew",
+            f"error: the job ended {SAME_STEP} times at step {step} without getting further; the "
+            f"last time: {attempts.last_failure()}; not tried again. Mend it (a longer --time, if "
+            "it was stopped while it started), then submit anew",
             file=sys.stderr,
         )
         return True

@@ -9,7 +9,7 @@ from torch import Tensor
 from ldm.diffusion.denoiser import NetworkDenoiser
 from ldm.diffusion.schedules import Schedule, corrupt
 from ldm.diffusion.targets import Target, compose, determinant, solve
-from ldm.diffusion.times import Times, draw_times
+from ldm.diffusion.times import LEAST, Times, draw_times
 from ldm.diffusion.variance import LearnedVariance
 from ldm.diffusion.weights import Unit, Weight
 from ldm.types import Condition, Draws, Latent, Network, Time
@@ -59,7 +59,8 @@ class Objective:
             guess, _ = solve(self.target, self.schedule, prediction.detach(), x_t, t)
             extra = self.variance.loss(self.schedule, x0, guess, (last + 1) / 2, t)
         error = prediction - compose(self.target, self.schedule, x0, noise, t)
-        weight = self.weight(self.schedule, self.target, t)
+        # In float64: a ratio of squares, of which both underflow near t = 0 on curved schedules.
+        weight = self.weight(self.schedule, self.target, t.double()).to(t)
         return weight * error.square().mean(dim=(1, 2, 3)) + extra
 
     def draw_times(self, draws: Draws) -> Time:
@@ -98,9 +99,12 @@ class Objective:
 
     def _refuse_unbounded(self) -> None:
         """The loss of a network that predicts nothing must have a mean: it has none if ever more
-        of it comes from ever fewer times, the closer one looks."""
+        of it comes from ever fewer times, the closer one looks. And float32 must hold the weight of
+        the earliest time that is drawn."""
         coarse, fine = (self._mean_of_nothing(n) for n in (64, 4096))
-        if not fine < 5 * coarse:
+        earliest = self.times.quantile(torch.tensor(LEAST, dtype=torch.float64), self.schedule)
+        heaviest = self.weight(self.schedule, self.target, earliest)
+        if not (fine < 5 * coarse and heaviest < torch.finfo(torch.float32).max):
             raise ValueError(
                 f"weight {self.weight} on target {self.target} grows without bound over "
                 f"{self.times}, and a few samples would rule the loss: set target to "

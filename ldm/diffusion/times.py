@@ -23,6 +23,9 @@ class Times(Protocol):
         """t for u in (0, 1), elementwise and increasing."""
 
 
+LEAST = 2**-25  # of the share of times that lie before the earliest one that is drawn
+
+
 def draw_times(times: Times, schedule: Schedule, draws: Draws, *, stratified: bool) -> Time:
     """One t in float32 for each row of `draws`.
 
@@ -36,7 +39,7 @@ def draw_times(times: Times, schedule: Schedule, draws: Draws, *, stratified: bo
         u = u.to(draws.device, torch.float32, non_blocking=True)
     else:
         u = draws.uniform((1,), "times")[:, 0]
-    return times.quantile(u.clamp(2**-25, 1 - 2**-24), schedule)
+    return times.quantile(u.clamp(LEAST, 1 - 2**-24), schedule)
 
 
 @dataclass(frozen=True)

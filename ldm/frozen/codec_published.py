@@ -1,7 +1,9 @@
 """What the published autoencoders' latents are multiplied and shifted by, as latent statistics.
 
 Their authors give one scale and one shift for all channels: normalised = (latent - shift) * scale.
-The numbers are those of the models' own configuration files (`scaling_factor`, `shift_factor`).
+The numbers are those of the models' own configuration files (`scaling_factor`, `shift_factor`);
+of DC-AE trained on ImageNet, those of its authors' page (mit-han-lab/efficientvit, its
+applications/dc_ae).
 """
 
 from ldm.frozen.codec import LatentStatistics
@@ -21,5 +23,6 @@ PUBLISHED = {
     "sd3": _published(16, 1.5305, 0.0609),
     "flux": _published(16, 0.3611, 0.1159),
     "dc_ae_f32c32_in": _published(32, 0.3189, factor=32),
+    "dc_ae_f64c128_in": _published(128, 0.2889, factor=64),
     "dc_ae_f32c32_sana": _published(32, 0.41407, factor=32),
 }

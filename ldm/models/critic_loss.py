@@ -28,7 +28,8 @@ class CriticLoss(nn.Module):
     With `adaptive` its term is scaled so that at the decoder's last layer its gradient is as long
     as the reconstruction's, at most `most` times (VQGAN, eq. 7). `r1` weights the squared gradient
     of real logits (Mescheder et al. 2018), `lecam` the distance of each side's logits from the
-    other's running mean (Tseng et al. 2021, eq. 4). Holds the trained critic and those two means.
+    other's running mean (Tseng et al. 2021, eq. 4), which moves once an optimizer step (`stepped`).
+    Holds the trained critic and those two means.
     """
 
     real_mean: Tensor
@@ -55,6 +56,8 @@ class CriticLoss(nn.Module):
         self.r1, self.lecam = r1, lecam
         self.register_buffer("real_mean", torch.zeros(()))
         self.register_buffer("fake_mean", torch.zeros(()))
+        # Both sides' means in this step's turns. No buffer: DDP would give all ranks rank 0's.
+        self._turns: list[Tensor] = []
 
     def active(self, step: int) -> bool:
         """Whether the critic learns at this optimizer step."""
@@ -90,12 +93,22 @@ class CriticLoss(nn.Module):
         return Verdict(loss, real.detach().mean(), fake.detach().mean(), right)
 
     @torch.no_grad()
-    def _remember(self, real: Logits, fake: Logits) -> None:
-        """Running means of both sides, over all ranks; a non-finite batch is not remembered."""
-        means = torch.stack([real.mean(), fake.mean()])
+    def stepped(self) -> None:
+        """The running means follow what all turns and ranks saw in the optimizer step that was just
+        made; without LeCAM, or before the critic joins, there is nothing to follow."""
+        if not self._turns:
+            return
+        turns = torch.stack(self._turns).sum(0)
+        self._turns.clear()
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(means)
-            means /= distributed.get_world_size()
-        means = torch.where(means.isfinite(), means, torch.stack([self.real_mean, self.fake_mean]))
-        self.real_mean.lerp_(means[0], 0.01)
-        self.fake_mean.lerp_(means[1], 0.01)
+            distributed.all_reduce(turns)
+        share = 0.01 * turns[2].clamp(max=1)
+        means = turns[:2] / turns[2].clamp(min=1)
+        self.real_mean.lerp_(means[0], share)
+        self.fake_mean.lerp_(means[1], share)
+
+    @torch.no_grad()
+    def _remember(self, real: Logits, fake: Logits) -> None:
+        """A non-finite turn is not remembered."""
+        seen = torch.stack([real.mean(), fake.mean(), torch.ones_like(real.mean())])
+        self._turns.append(seen.where(seen.isfinite().all(), 0))

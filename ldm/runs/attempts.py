@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from ldm.runs.signals import SAVED
+
 SAME_STEP = 3  # starts in a row that got nowhere, after which another one will not help
 
 
@@ -29,18 +31,17 @@ class Attempts:
         self._add("end", step=step, code=code, why=why)
 
     def fruitless(self, step: int) -> int:
-        """How many of the latest starts began at this step and died without saving a later one."""
-        lines = self._lines()
-        count = 0
-        for number in range(len(lines) - 1, -1, -1):
-            line = lines[number]
+        """How many of the latest attempts ended badly with the training standing at this step: they
+        died before they had saved a later one, or were told to stop before a step was done."""
+        count, stood, end = 0, step, None
+        for line in reversed(self._lines()):
             if line["event"] == "end":
-                if line["code"] in (0, 85, 75):
-                    break
+                end = line
                 continue
-            if line["step"] != step:
+            saved = end is not None and end["code"] == SAVED and end["step"] != line["step"]
+            if stood != step or saved or (end is not None and end["code"] == 0):
                 break
-            count += 1
+            count, stood, end = count + 1, int(line["step"]), None
         return count
 
     def lost(self) -> tuple[int, float]:

@@ -25,7 +25,7 @@ from ldm.training.autoencoder_watched import Watched
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
 from ldm.training.module import OneOptimizer
-from ldm.types import Image
+from ldm.types import Image, Latent
 
 __all__ = ["AutoencoderModule", "latent_statistics"]
 
@@ -38,7 +38,7 @@ class AutoencoderModule(OneOptimizer):
     fingerprint stay what they are. `on_nonfinite` is as in `NonFinitePolicy`.
     """
 
-    steps = (*OneOptimizer.steps, "reconstruct")
+    steps = (*OneOptimizer.steps, "encode", "reconstruct")
 
     def __init__(
         self,
@@ -118,6 +118,8 @@ class AutoencoderModule(OneOptimizer):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""
         super().optimizer_step(*args, **kwargs)
+        if self.critic is not None:
+            self.critic.stepped()
         decay = gradual_decay(self.ema_decay, self.trainer.global_step)
         follow(self.average, self.network, decay)
 
@@ -141,6 +143,11 @@ class AutoencoderModule(OneOptimizer):
             # They are of all ranks already; Lightning does not know it.
             self.log(f"val/{name}", value, prog_bar=name == "psnr", sync_dist=True)
         self.watched.reset()
+
+    @torch.no_grad()
+    def encode(self, images: Image) -> Latent:
+        """The mean of the average's posterior, float32."""
+        return self.average.encode(images).mean.float()
 
     @torch.no_grad()
     def reconstruct(self, images: Image) -> Image:

@@ -148,11 +148,13 @@ class TensorBoard(TensorBoardLogger):
 
 class JsonLines(Logger):
     """Appends `{"step": ..., name: value, ...}` to `path`; a non-finite value is written as a
-    string, so that every line is valid JSON. What stands behind step `after` is cut off."""
+    string, so that every line is valid JSON. What stands behind step `after` is cut off, and what
+    is known of that step is not told again: a validation that was broken off is repeated there."""
 
     def __init__(self, path: Path, axis: StepAxis, after: int | None = None) -> None:
         super().__init__()
         self.path, self.axis = path, axis
+        self._known: set[tuple[int, str]] = set()
         if after is not None and path.exists():
             self._cut(after)
 
@@ -172,20 +174,26 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """One line."""
-        values = {k: v if math.isfinite(v) else str(v) for k, v in metrics.items() if k != "epoch"}
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": self.axis.step, **values}) + "\n")
+        """One line, if there is anything new."""
+        now = self.axis.step
+        new = {k: v for k, v in metrics.items() if k != "epoch" and (now, k) not in self._known}
+        values = {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
+        if values:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": now, **values}) + "\n")
 
     @rank_zero_only
     def _cut(self, after: int) -> None:
         kept = []
         for line in self.path.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= after:
-                    kept.append(line + "\n")
+                told = json.loads(line)
             except ValueError:  # a killed process wrote half of it
                 continue
+            if told["step"] <= after:
+                kept.append(line + "\n")
+            if told["step"] == after:
+                self._known |= {(after, name) for name in told}
         draft = self.path.with_name(f".{self.path.name}")
         draft.write_text("".join(kept))
         draft.replace(self.path)

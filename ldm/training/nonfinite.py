@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import lightning as L
 import torch
@@ -83,12 +84,20 @@ class NonFinitePolicy:
         """The training has gone back."""
         self.lost_since, self.in_a_row = None, 0
 
+    def state_dict(self) -> dict[str, int]:
+        """Counts, for a checkpoint."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """As if the training had never stopped."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
 
 @dataclass
 class Spikes:
     """Tells when the loss has jumped: `patience` logged steps in a row above `factor` times the
     median of the 20 logged before them (None: it is not watched). `action` is `warn`, `stop` or
-    `go_back`. A continued training gathers its 20 anew.
+    `go_back`.
     """
 
     factor: float | None = None
@@ -127,6 +136,14 @@ class Spikes:
             policy.lose(since, why)
         else:
             rank_zero_warn(why)
+
+    def state_dict(self) -> dict[str, list[Any]]:
+        """What was seen, for a checkpoint."""
+        return {"usual": list(self._usual), "high": list(self._high)}
+
+    def load_state_dict(self, state: dict[str, list[Any]]) -> None:
+        """As if the training had never stopped."""
+        self._usual, self._high = deque(state["usual"]), list(state["high"])
 
 
 def _names(seen: list[tuple[list[str], Tensor]]) -> str:

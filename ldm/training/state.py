@@ -55,6 +55,9 @@ def collect(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         "state_dict": dict(module.state_dict()),
         "optimizer": optimizer_state(module, optimizer),
         "precision": trainer.precision_plugin.state_dict(),
+        "callbacks": {
+            one.state_key: kept for one in _callbacks(trainer) if (kept := one.state_dict())
+        },
         "global_step": trainer.global_step,
     }
 
@@ -64,6 +67,9 @@ def restore(trainer: L.Trainer, module: L.LightningModule, state: Mapping[str, A
     are of another model."""
     put_back(trainer, module, state, state["global_step"])
     stand_at(trainer, state["global_step"])
+    for one in _callbacks(trainer):
+        if kept := state["callbacks"].get(one.state_key):
+            one.load_state_dict(kept)
 
 
 def put_back(
@@ -90,6 +96,10 @@ def stand_at(trainer: L.Trainer, step: int) -> None:
     steps.ready = steps.completed = step
     loop.scheduler_progress.total.ready = loop.scheduler_progress.total.completed = step
     loop._batches_that_stepped = step
+
+
+def _callbacks(trainer: L.Trainer) -> list[Any]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _schedule_at(schedule: Any, step: int) -> None:

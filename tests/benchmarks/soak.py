@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "training")]
 from started import Run, Starter  # noqa: E402
 from tiny import last, numbers, same  # noqa: E402
 
-COMMON = "image_size=32 trainer=cpu precision=32-true log_every=1 module.lr_schedule.warmup=2"
+COMMON = "image_size=32 trainer=cpu precision=32-true log_every=2 module.lr_schedule.warmup=2"
 FIRST = f"experiment=emoji/autoencoder autoencoder=tiny loss=l1 critic=none {COMMON} name=first "
 FIRST += "global_batch=4 trainer.max_steps=20 evaluation.every=20"
 SECOND = f"experiment=emoji/diffusion backbone=dit_tiny first_stage=runs/first {COMMON} "
@@ -47,7 +47,7 @@ def strike(run: Run, place: Path, chance: random.Random, before: int) -> str:
     if chance.random() < 0.15:  # while it starts
         time.sleep(chance.uniform(0, 1.5))
     else:
-        goal = before + chance.randint(1, 25)
+        goal = before + chance.randint(1, 12)
         while done_steps(place, "killed") < goal and not run.ended():
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.1))

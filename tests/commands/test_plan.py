@@ -9,8 +9,8 @@ from torch import nn
 
 from ldm.commands import plan as verb
 from ldm.commands.building import build
-from ldm.commands.composing import composed
-from ldm.commands.plan import Cost, Need, count, lines, peak_of
+from ldm.commands.composing import choices, composed
+from ldm.commands.plan import Cost, Need, count, lines, peak_of, training_cost
 
 SIZES = ["first_stage=nowhere", "latent.channels=4", "latent.size=32"]
 
@@ -47,6 +47,13 @@ def test_time_and_memory_follow():
 )
 def test_a_gpu_is_known_by_its_drivers_name(name, peak):
     assert peak_of(name) == peak
+
+
+def test_every_autoencoder_can_be_reckoned():
+    """A training does so before its first step, those with a codebook too."""
+    for name in choices("autoencoder"):
+        config = composed(["experiment=emoji/autoencoder", f"autoencoder={name}"])
+        assert training_cost(config).forward > 1e6, name
 
 
 def planned(capsys, *settings, gpu="H100", devices=8, utilisation=0.3):

@@ -118,7 +118,10 @@ def is_ill_posed(schedule, target, times, weight):
         return True
     if isinstance(target, Velocity) and isinstance(schedule, Sigmoid):
         return True  # alpha falls vertically at t = 1
-    like_snr = isinstance(target, Data) and isinstance(weight, EDM | TruncatedSNR)
+    grows = isinstance(weight, EDM | TruncatedSNR)
+    if grows and isinstance(target, Velocity) and isinstance(schedule, UnitVariance):
+        return isinstance(times, Uniform | Mode | CosMap)  # t^-12, and t down to 2^-25
+    like_snr = isinstance(target, Data) and grows
     smooth_start = not isinstance(schedule, Betas | Sigmoid | ZeroTerminalSNR)  # sigma ~ t or less
     if like_snr and isinstance(schedule, UnitVariance):
         return not isinstance(times, LogNormalSigma)  # SNR ~ t^-14
@@ -170,6 +173,22 @@ def limit(schedule, target, times, weight):
     return 0.35 if late else 0.2
 
 
+class Earliest:
+    """The smallest t that is ever drawn."""
+
+    def quantile(self, u, schedule):
+        return torch.full_like(u, 2**-25)
+
+
+def test_the_loss_is_finite_where_noise_vanishes():
+    """Squares of what is left of the noise there are smaller than float32 can tell from 0."""
+    for schedule, target, weight in product(AXES[0], AXES[1], WEIGHTS):
+        if not is_ill_posed(schedule, target, Uniform(), weight):
+            objective = Objective(schedule, target, Earliest(), weight)
+            loss = objective(Toy(schedule, target), data(0), nothing(ROWS), draws(0))
+            assert loss.isfinite().all()
+
+
 def test_untrained_networks_are_far_from_the_data():
     for schedule, target in product(*AXES[:2]):
         if not is_ill_posed(schedule, target, Uniform(), Unit()):
@@ -177,16 +196,21 @@ def test_untrained_networks_are_far_from_the_data():
             assert far > UNTRAINED
 
 
+def learns(choice, sampler):
+    """Whether fifty steps bring its samples near the data; the few that learn more slowly, as the
+    weight on the clean end is small, get two hundred."""
+    *arguments, _ = parts(choice)
+    objective, near = Objective(*arguments), limit(*arguments)
+    return distance(objective, sampler) < near or distance(objective, sampler, 4 * STEPS) < near
+
+
 @pytest.mark.parametrize("choice", covering(), ids=name)
 def test_a_covering_set_trains_and_samples(choice):
-    *arguments, sampler = parts(choice)
-    assert distance(Objective(*arguments), sampler) < limit(*arguments)
+    assert learns(choice, parts(choice)[-1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", EVERYTHING[:: len(SAMPLERS)], ids=name)
 def test_every_objective_trains_and_samples(choice):
     """Each once, with the samplers in turn."""
-    turn = EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)
-    *arguments, _ = parts(choice)
-    assert distance(Objective(*arguments), SAMPLERS[turn]) < limit(*arguments)
+    assert learns(choice, SAMPLERS[EVERYTHING.index(choice) // len(SAMPLERS) % len(SAMPLERS)])

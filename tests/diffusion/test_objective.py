@@ -154,3 +154,5 @@ def test_time_bins_hold_sums_and_counts():
     assert sums.tolist() == [6, 8, 0, 0, 16, 0, 0, 32]
     assert counts.tolist() == [4, 2, 0, 0, 2, 0, 0, 2]
     assert bins.take().sum() == 0
+    bins.add(t, torch.tensor([1.0, float("nan"), 4.0, 8.0, 16.0]))
+    assert bins.take()[0].isnan().tolist() == [True] + 7 * [False]

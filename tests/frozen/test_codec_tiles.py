@@ -75,5 +75,6 @@ def test_published_numbers_scale_as_published() -> None:
         "sd3": (16, 8),
         "flux": (16, 8),
         "dc_ae_f32c32_in": (32, 32),
+        "dc_ae_f64c128_in": (128, 64),
         "dc_ae_f32c32_sana": (32, 32),
     }

@@ -60,13 +60,24 @@ def test_lecam_pulls_each_side_to_the_others_running_mean() -> None:
     plain, calm = CriticLoss(network, Hinge()), CriticLoss(network, Hinge(), lecam=0.5)
     image, made = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     real, fake = network(image).detach(), network(made).detach()
+    for turn in (image, 3 * image):  # two turns are one step
+        calm.caught(turn, made)
+    calm.stepped()
+    remembered = 0.01 * 0.5 * (real.mean() + network(3 * image).detach().mean()), 0.01 * fake.mean()
+    assert float(calm.real_mean) == pytest.approx(float(remembered[0]), rel=1e-4)
+    assert float(calm.fake_mean) == pytest.approx(float(remembered[1]), rel=1e-4)
     extra = calm.caught(image, made).loss - plain.caught(image, made).loss
-    means = 0.01 * real.mean(), 0.01 * fake.mean()
-    expected = (real - means[1]).square().mean() + (fake - means[0]).square().mean()
+    expected = (real - remembered[1]).square().mean() + (fake - remembered[0]).square().mean()
     assert float(extra.detach()) == pytest.approx(0.5 * float(expected), rel=1e-4)
-    assert float(calm.real_mean) == pytest.approx(float(means[0]), rel=1e-4)
+
+
+def test_lecam_forgets_what_is_not_finite() -> None:
+    calm = CriticLoss(nn.Conv2d(3, 1, 1), Hinge(), lecam=0.5)
+    image, made = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     calm.caught(torch.full_like(image, float("nan")), made)
-    assert float(calm.real_mean) == pytest.approx(float(means[0]), rel=1e-4)
+    calm.stepped()
+    calm.stepped()
+    assert (float(calm.real_mean), float(calm.fake_mean)) == (0.0, 0.0)
 
 
 def test_accuracy_is_the_share_of_patches_told_right() -> None:

@@ -14,24 +14,36 @@ def test_starts_at_one_step_that_died_are_counted(tmp_path):
             attempts.end(41, 1, "boom")
         assert attempts.fruitless(40) == number + 1
     assert attempts.last_failure() == "boom"
-    assert attempts.fruitless(50) == 0
+    assert attempts.fruitless(50) == 1  # the last of them had got there
 
 
-@pytest.mark.parametrize("code", [0, 85, 75])
-def test_an_orderly_end_begins_the_count_anew(tmp_path, code):
+@pytest.mark.parametrize(("code", "step"), [(0, 40), (85, 41)])
+def test_what_got_somewhere_begins_the_count_anew(tmp_path, code, step):
     attempts = Attempts(tmp_path)
     attempts.start(40)
     attempts.start(40)
-    attempts.end(40, code, "")
+    attempts.end(step, code, "")
     attempts.start(40)
     assert attempts.fruitless(40) == 1
 
 
-def test_a_start_further_on_begins_the_count_anew(tmp_path):
+@pytest.mark.parametrize(("code", "step"), [(85, 40), (75, 43)])
+def test_stopped_while_it_starts_or_by_another_rank_is_no_progress(tmp_path, code, step):
+    attempts = Attempts(tmp_path)
+    for number in range(3):
+        attempts.start(40)
+        attempts.end(step, code, "stopped by signal 10 at step 40")
+        assert attempts.fruitless(40) == number + 1
+
+
+def test_a_step_further_on_begins_the_count_anew(tmp_path):
+    """Where the second start died it had saved step 60, so that there were three deaths there."""
     attempts = Attempts(tmp_path)
     for step in (40, 40, 60, 60):
         attempts.start(step)
-    assert attempts.fruitless(60) == 2
+    assert attempts.fruitless(60) == 3
+    attempts.start(60)
+    assert attempts.fruitless(80) == 1
 
 
 def test_half_a_line_of_a_killed_process_is_passed_over(tmp_path):

@@ -125,7 +125,7 @@ def test_four_turns_of_two_equal_a_batch_of_eight() -> None:
     images = pictures(16, 16, dtype=torch.float64)
     results = []
     for turns in (1, 4):
-        module = small_module(torch.float64, small_critic(adaptive=False))
+        module = small_module(torch.float64, small_critic(adaptive=False, lecam=0.1))
         fit = trainer(5, precision="64-true", accumulate_grad_batches=turns)
         fit.fit(module, Pictures(images, 8, accumulate=turns))
         assert fit.global_step == 5

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ldm.training.callbacks import Blocks, Watchdog
+from ldm.training.callbacks.pictures import latent_pictures
 from ldm.training.callbacks.record import over_ranks
 
 
@@ -88,3 +89,14 @@ def test_a_negative_number_of_blocks_is_refused():
 def test_mean_and_largest_of_one_rank():
     mean, largest = over_ranks(torch.tensor([1.0, 2.0, 6.0]))
     assert (mean, largest) == (3.0, 6.0)
+
+
+def test_latent_channels_are_shown_one_by_one_between_three_deviations():
+    latent = torch.randn(2, 20, 4, 4) * 5 + 7
+    shown = latent_pictures(latent, (8, 8))
+    assert len(shown) == 2 * 16
+    assert all(picture.shape == (3, 8, 8) for picture in shown)
+    channel = latent[:, 3]
+    expected = ((channel[1] - channel.mean()) / (3 * channel.std())).clamp(-1, 1)
+    torch.testing.assert_close(shown[16 + 3][2, ::2, 1::2], expected)
+    assert latent_pictures(torch.ones(1, 2, 4, 4), (8, 8))[1].abs().max() == 0

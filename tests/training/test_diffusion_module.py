@@ -2,10 +2,12 @@
 the learned uncertainty and the learned variance as a training has them."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch.utils.data import DataLoader
 
 from ldm.commands.building import build
@@ -16,6 +18,7 @@ from ldm.diffusion import (
     LearnedVariance,
     Objective,
     RectifiedFlow,
+    TimeBins,
     Uniform,
     Velocity,
 )
@@ -24,6 +27,7 @@ from ldm.models import DiT
 from ldm.training.callbacks import LossByTime
 from ldm.training.diffusion import LatentDiffusionModule
 from ldm.training.optim import warmup_constant
+from ldm.training.state import stand_at
 from ldm.types import Condition, Draws, draws_for_seeds
 
 pytestmark = [
@@ -140,6 +144,17 @@ class Losses(L.Callback):
         self.values.append(outputs["loss"].item() * trainer.accumulate_grad_batches)
 
 
+class Told(DummyLogger):
+    """Remembers the newest of each number."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = {}
+
+    def log_metrics(self, metrics, step=None):
+        self.values |= metrics
+
+
 def fit(objective, out_channels=4, accumulate=1, **settings):
     torch.manual_seed(0)
     network = DiT(
@@ -160,10 +175,11 @@ def fit(objective, out_channels=4, accumulate=1, **settings):
         lr_schedule=warmup_constant,
         **settings,
     )
-    losses = Losses()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    losses, told = Losses(), Told()
+    quiet = {"enable_checkpointing": False, "enable_progress_bar": False}
     trainer = L.Trainer(
         **quiet,
+        logger=told,
         accelerator="cpu",
         max_steps=6,
         log_every_n_steps=3,
@@ -172,7 +188,32 @@ def fit(objective, out_channels=4, accumulate=1, **settings):
         callbacks=[LossByTime(), losses],
     )
     trainer.fit(module, datamodule=Pictures())
-    return module, losses.values, trainer.callback_metrics
+    return module, losses.values, told.values
+
+
+def test_a_bin_that_no_sample_fell_into_is_not_logged_and_what_waits_is_kept():
+    """Not with the number that it had before, either: each log is of what came since."""
+    module, told, callback = SimpleNamespace(bins=TimeBins(CPU)), Told(), LossByTime()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=told, log_every_n_steps=2, enable_checkpointing=False
+    )
+    stand_at(trainer, 2)
+    callback.on_fit_start(trainer, module)
+    module.bins.add(torch.tensor([0.1, 0.9]), torch.tensor([2.0, 4.0]))
+    callback.on_train_batch_end(trainer, module)
+    assert told.values == {
+        "train/loss_by_time/0.000-0.125": 2.0,
+        "train/loss_by_time/0.875-1.000": 4.0,
+    }
+    told.values.clear()
+    module.bins.add(torch.tensor([0.1]), torch.tensor([6.0]))
+    kept = callback.state_dict()
+    stand_at(trainer, 4)
+    module.bins.add(torch.tensor([0.9]), torch.tensor([9.0]))  # lost with the process
+    callback.load_state_dict(kept)
+    module.bins.add(torch.tensor([0.1]), torch.tensor([8.0]))
+    callback.on_train_batch_end(trainer, module)
+    assert told.values == {"train/loss_by_time/0.000-0.125": 7.0}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -182,10 +223,8 @@ def test_the_loss_by_time_has_the_mean_of_the_loss(accumulate):
     _, losses, logged = fit(objective, accumulate=accumulate)
     names = [f"train/loss_by_time/{k / 8:.3f}-{(k + 1) / 8:.3f}" for k in range(8)]
     last = losses[-3 * accumulate :]
-    assert sum(logged[name] for name in names).item() / 8 == pytest.approx(
-        sum(last) / len(last), rel=1e-5
-    )
-    assert len({logged[name].item() for name in names}) == 8
+    assert sum(logged[name] for name in names) / 8 == pytest.approx(sum(last) / len(last), rel=1e-5)
+    assert len({logged[name] for name in names}) == 8
 
 
 def test_a_learned_uncertainty_and_variance_are_trained_and_only_the_network_is_averaged():
@@ -196,7 +235,7 @@ def test_a_learned_uncertainty_and_variance_are_trained_and_only_the_network_is_
     state = module.state_dict()
     assert state["uncertainty.linear.weight"].abs().max() > 1e-3
     assert not any(name.startswith("average.") and "uncertainty" in name for name in state)
-    means = [logged[name].item() for name in logged if "by_time" in name]
+    means = [logged[name] for name in logged if "by_time" in name]
     assert abs(sum(means) / 8 - sum(losses[-3:]) / 3) > 1e-3  # bins hold what u does not change
     estimate = module.denoiser()(torch.randn(2, 4, 8, 8), torch.full((2,), 0.5), words(kinds(2)))
     assert estimate.width.shape == (2, 4, 8, 8)

@@ -38,6 +38,7 @@ def settings_of(stage, way, name, workers=0):
         "max_steps=7": f"max_steps={STEPS}",
         "evaluation.every=3": "evaluation.every=7",
         "checkpoint.every=2": "checkpoint.every=3",
+        "log_every=1": "log_every=2",  # what waits to be logged is kept too
         "trainer=cpu": RANKS[way],
     }.items():
         assert old in text
@@ -95,8 +96,12 @@ class Trainings:
         same(last(runs, name), last(runs, alone))
         assert numbers(runs, name) == numbers(runs, alone)
         steps = [line["step"] for line in numbers(runs, name) if "train/loss" in line]
-        assert steps == list(range(1, STEPS + 1))
-        looks = [line["step"] for line in numbers(runs, name) if any("/frechet" in k for k in line)]
+        assert steps == list(range(2, STEPS + 1, 2))
+        looks = [
+            line["step"]
+            for line in numbers(runs, name)
+            if any(k.endswith("/fd_clip") for k in line)
+        ]
         assert looks == [7, 14, STEPS]
 
 

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run besides curves, and what other loggers are given."""
 
 import json
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -32,6 +33,28 @@ def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
     open_run(folder, CONFIG, ["train.py", "experiment=x y", "seed=0"])
     return folder
+
+
+def test_what_is_known_of_the_step_of_a_checkpoint_is_recorded_once(folder):
+    path = folder.path / "metrics.jsonl"
+    earlier = [
+        {"step": 6, "val/loss": 3.0},
+        {"step": 7, "val/loss": 2.0},
+        {"step": 8, "train/x": 1},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in earlier) + '{"step": 8, "tra')
+    axis = StepAxis()
+    axis._trainer = SimpleNamespace(global_step=7)
+    lines = JsonLines(path, axis, after=7)
+    lines.log_metrics({"val/loss": 2.0, "epoch": 0}, 6)  # the validation is repeated
+    lines.log_metrics({"sample/x": 5.0, "val/loss": 2.0}, 6)  # and goes further than before
+    axis._trainer.global_step = 8
+    lines.log_metrics({"val/loss": 1.0}, 7)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        *earlier[:2],
+        {"step": 7, "sample/x": 5.0},
+        {"step": 8, "val/loss": 1.0},
+    ]
 
 
 def test_tensorboard_tells_settings_origin_and_what_matters(folder):

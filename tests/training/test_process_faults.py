@@ -103,7 +103,9 @@ def test_a_job_that_dies_three_times_at_one_step_is_not_tried_again(place, start
         assert run.wait() == [1]
     run = starter.start(place, LONG + " name=loop", TORCHELASTIC_RESTART_COUNT="3")
     assert run.wait() == [3]
-    told = "the job died 3 times at step 5 without getting further; the last time: RuntimeError: in"
+    told = (
+        "the job ended 3 times at step 5 without getting further; the last time: RuntimeError: in"
+    )
     assert told in run.said()
 
 

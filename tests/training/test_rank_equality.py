@@ -14,10 +14,11 @@ from tiny import FIRST, SECOND, last, make_shards, numbers
 
 pytestmark = pytest.mark.slow
 STEPS = 20
-# Differences in the last bit grow: Muon's iterations in bf16 make 1e-3 of them in one step, and a
-# critic with AdamW at 1e-3 makes 1e-4 of them within ten.
+# Differences in the last bit grow: Muon's iterations in bf16 make 1e-3 of them in one step, and
+# AdamW, which divides a gradient by its own size, takes a whole step in the direction of what is
+# noise; with a larger eps it does not.
 FIRST_STAGE = FIRST + " module.critic.start=5 module.critic.ramp=5 module.optimizer.lr=1e-4"
-FIRST_STAGE += " module.optimizer._target_=torch.optim.AdamW"
+FIRST_STAGE += " module.optimizer._target_=torch.optim.AdamW +module.optimizer.eps=1e-4"
 
 
 def settings_of(stage, name, trainer):
@@ -96,7 +97,11 @@ def test_weights_that_travel_in_bf16_are_kept_in_float32(train):
         if tensor.numel() > 99 and "weight" in name:
             assert not torch.equal(tensor, tensor.bfloat16().float()), name
     ends = [
-        [line["train/loss_mean"] for line in numbers(train.place / "runs", name)][-1]
+        [
+            line["train/loss_mean"]
+            for line in numbers(train.place / "runs", name)
+            if "train/loss_mean" in line
+        ][-1]
         for name in ("bf16", "second-alone")
     ]
     assert ends[0] == pytest.approx(ends[1], rel=0.02)
@@ -115,14 +120,14 @@ def test_a_checkpoint_of_two_ranks_in_parts_continues_on_one_and_on_four(train, 
     stopped = last(train.place / "runs", name)
     assert stopped.shards is not None
     assert stopped.step < STEPS
-    shutil.copytree(folder, train.place / "stopped", symlinks=True)
+    shutil.copytree(folder, train.place / f"{stage}-stopped", symlinks=True)
     for ranks, way in ((1, "cpu"), (4, "fsdp")):
         shutil.rmtree(folder)
-        shutil.copytree(train.place / "stopped", folder, symlinks=True)
+        shutil.copytree(train.place / f"{stage}-stopped", folder, symlinks=True)
         run = train(stage, name, ranks, way)
         assert run.wait() == [0] * ranks, run.said()
         close(train.place, name, f"{stage}-alone")
-    shutil.rmtree(train.place / "stopped")
+    shutil.rmtree(train.place / f"{stage}-stopped")
 
 
 def test_ranks_with_other_data_are_refused_at_once(train, starter):
@@ -130,7 +135,7 @@ def test_ranks_with_other_data_are_refused_at_once(train, starter):
     for rank in range(2):
         make_shards(train.place / f"copy-{rank}", seed=rank)
     trainer = "trainer=ddp trainer.accelerator=cpu trainer.devices=2"
-    settings = settings_of("first", "torn", trainer, 2)
+    settings = settings_of("first", "torn", trainer)
     settings = settings.replace("data.folder=shards", "data.folder=copy-${oc.env:RANK}")
     run = starter.start(train.place, settings, ranks=2)
     assert 0 not in run.wait()

@@ -50,3 +50,15 @@ def test_stop_and_warn():
 def test_what_means_nothing_is_refused(factor, action):
     with pytest.raises(ValueError, match=r"spikes\."):
         Spikes(factor, action=action)
+
+
+def test_a_continued_training_is_judged_as_if_it_had_not_stopped():
+    before, after = Spikes(2.0, action="go_back"), Spikes(2.0, action="go_back")
+    first, second = NonFinitePolicy("skip"), NonFinitePolicy("skip")
+    first.skipped, first.in_a_row = 5, 2
+    fed(before, [*USUAL, 9.0, 9.0], first)
+    after.load_state_dict(before.state_dict())
+    second.load_state_dict(first.state_dict())
+    assert (second.skipped, second.in_a_row) == (5, 2)
+    after.see(23, 9.0, second)
+    assert second.lost_since == 21

@@ -37,9 +37,11 @@ def last(root: Path, name: str) -> Checkpoint:
 
 
 def numbers(root: Path, name: str) -> list[dict[str, float]]:
-    """What was logged, without what a clock says."""
+    """What was logged, without what a clock says and how much memory was used."""
     lines = [json.loads(line) for line in (root / name / "metrics.jsonl").read_text().splitlines()]
-    kept = [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+    kept = [
+        {k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines
+    ]
     return sorted((k for k in kept if len(k) > 1), key=lambda line: (line["step"], sorted(line)))
 
 

@@ -9,12 +9,15 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ldm.diffusion import Guidance, Sampler
 from ldm.generate import TextToImage, grid, save_png
 from ldm.metrics import MetricGroup
 from ldm.training.loggers import albums
-from ldm.types import Image
+from ldm.types import Image, Latent
+
+_CHANNELS = 16  # of a latent that are shown
 
 
 class _EverySteps(L.Callback):
@@ -156,8 +159,9 @@ class SampleQuality(_EverySteps):
 
 
 class Reconstructions(_EverySteps):
-    """Pictures above their reconstructions from the averaged weights, above |difference|, and what
-    metrics say of the reconstructions of every picture.
+    """Pictures above their reconstructions from the averaged weights, above |difference|; their
+    latents, a row a picture and a column a channel; and what metrics say of the reconstructions of
+    every picture.
 
     `pictures(rank, world)` gives a rank's share afresh each time: batches with `image` and `valid`,
     equally many in every rank. `metrics` see reconstructions, `pairs` their originals too.
@@ -195,6 +199,8 @@ class Reconstructions(_EverySteps):
             made = module.reconstruct(images).float()
             if number == 0:  # the first picture of all is on rank 0, which shows it
                 self._compare(trainer, images[: self.shown], made[: self.shown])
+                channels = latent_pictures(module.encode(images[: self.shown]), images.shape[2:])
+                self.show(trainer, channels, len(channels) // len(images[: self.shown]), "latents")
             if real.any():
                 self.metrics.update(made[real], [""] * int(real.sum()))
                 self.pairs.update(made[real], images[real])
@@ -202,3 +208,13 @@ class Reconstructions(_EverySteps):
     def _compare(self, trainer: L.Trainer, images: Image, made: Image) -> None:
         difference = (images - made).abs() - 1
         self.show(trainer, [*images, *made, *difference], len(images), "reconstructions")
+
+
+def latent_pictures(latent: Latent, size: Sequence[int]) -> list[Tensor]:
+    """The first 16 channels of each latent as grey pictures `[3 H W]` of `size`, sample by sample;
+    a channel's mean over all samples is grey, three deviations above it white."""
+    latent = latent[:, :_CHANNELS]
+    std, mean = torch.std_mean(latent, dim=(0, 2, 3), keepdim=True)
+    shades = ((latent - mean) / (3 * std + 1e-8)).clamp(-1, 1)
+    shades = interpolate(shades, size=tuple(size), mode="nearest").flatten(0, 1)
+    return list(shades[:, None].expand(-1, 3, -1, -1))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldm.runs.attempts import Attempts
-from ldm.training.nonfinite import Spikes
+from ldm.training.nonfinite import NonFinitePolicy, Spikes
 
 
 class StepRecord(L.Callback):
@@ -30,6 +30,20 @@ class StepRecord(L.Callback):
         self._at = self._began = self._useful = 0.0
         self._restarts, self._lost = 0, 0.0
         self._rate = 0.0
+        self._nonfinite: NonFinitePolicy
+
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Remember who counts what is not finite."""
+        self._nonfinite = module.nonfinite
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the guards have counted."""
+        return {"spikes": self.spikes.state_dict(), "nonfinite": self._nonfinite.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As if the training had never stopped."""
+        self.spikes.load_state_dict(state_dict["spikes"])
+        self._nonfinite.load_state_dict(state_dict["nonfinite"])
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """What earlier starts of this run have cost."""

@@ -4,17 +4,33 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as distributed
+from torch import Tensor
 
 
 class LossByTime(L.Callback):
     """Logs the mean loss in even bins of t since the last log, over all ranks and turns, as
     `train/loss_by_time/FROM-TO`. Bins that no sample fell into are left out.
 
-    The sums grow on the device (`TimeBins`); the host reads them only at steps that are logged.
+    The sums grow on the device (`TimeBins`); the host reads them only at steps that are logged,
+    and what was not logged yet goes into checkpoints.
     """
 
     def __init__(self) -> None:
         self._logged = -1
+        self._module: Any = None
+
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
+        """Remember whose losses they are."""
+        self._module = module
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of all ranks; every rank calls it."""
+        return {"totals": _over_ranks(self._module.bins.totals.clone())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Rank 0 goes on with what all had."""
+        first = not _distributed() or distributed.get_rank() == 0
+        self._module.bins.totals.copy_(state_dict["totals"] * first)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Once for each step that is logged."""
@@ -22,11 +38,23 @@ class LossByTime(L.Callback):
         if step % every or step == self._logged:
             return
         self._logged = step
-        totals = module.bins.take()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(totals)
+        totals = _over_ranks(module.bins.take())
         bins = totals.shape[1]
-        for number, (loss, count) in enumerate(totals.T.tolist()):
-            if count > 0:
-                name = f"train/loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}"
-                module.log(name, loss / count)
+        means = {
+            f"train/loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}": loss / count
+            for number, (loss, count) in enumerate(totals.T.tolist())
+            if count > 0
+        }
+        # Not `module.log`: it would tell an empty bin's last value again and again.
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step)
+
+
+def _distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _over_ranks(totals: Tensor) -> Tensor:
+    if _distributed():
+        distributed.all_reduce(totals)
+    return totals

@@ -25,7 +25,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        plain = path.suffix == ".safetensors"
+        content: dict[str, Any] = load_file(path) if plain else _unpickled(path)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} is damaged or no file of weights ({' '.join(str(error).split())[:120]}); "

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ldm.diffusion import Denoiser, Guidance, Guided, Keeping, Sampler, Start, T
 from ldm.diffusion.denoiser import Watch
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
+from ldm.frozen.spatial import BroughtBeside
 from ldm.types import Condition, Image, Latent, draws_for_seeds
 
 
@@ -58,7 +59,8 @@ class TextToImage:
     """A picture for each (prompt, seed), the same in any batch and on any rank.
 
     `guidance` is the scale of guidance (1 is none) and `manner` how it is done; `precision` is
-    what autocast computes the networks in, None for the weights' own.
+    what autocast computes the networks in, None for the weights' own. `beside` tells a network that
+    knows of pictures about the one that is brought.
     """
 
     denoiser: Denoiser
@@ -69,6 +71,7 @@ class TextToImage:
     guidance: float = 1.0
     precision: torch.dtype | None = None
     manner: Guidance = field(default_factory=Guidance)
+    beside: BroughtBeside | None = None
 
     @torch.no_grad()
     def __call__(
@@ -89,8 +92,8 @@ class TextToImage:
         noise = draws.normal(shape, "start").to(device)
         on_device = draws_for_seeds(seeds, device)
         with torch.autocast(device.type, self.precision, enabled=self.precision is not None):
-            condition = self.captions(list(prompts))
-            denoiser, start = self._guided(condition, negative), None
+            condition = self._told(prompts, source)
+            denoiser, start = self._guided(condition, negative, source), None
             if source is not None:
                 latent = self.codec.encode(source.image.to(device)).expand(len(prompts), *shape)
                 start = Start(latent, source.strength)
@@ -102,12 +105,26 @@ class TextToImage:
             image = self.codec.decode(made).float()
         return image if source is None else source.pasted(image)
 
-    def _guided(self, condition: Condition, negative: str) -> Denoiser:
+    def _told(self, prompts: Sequence[str], source: Source | None) -> Condition:
+        """What the network hears: the prompts, and the picture if it listens to one."""
+        condition = self.captions(list(prompts))
+        if source is None or self.beside is None:
+            return condition
+        device = self.codec.mean.device
+        paint = None if source.paint is None else source.paint.to(device)
+        spatial = self.beside.brought(source.image.to(device), paint, self.codec)
+        if spatial is not None:
+            spatial = spatial.expand(len(prompts), *spatial.shape[1:])
+        return replace(condition, spatial=spatial)
+
+    def _guided(
+        self, condition: Condition, negative: str, source: Source | None = None
+    ) -> Denoiser:
         """The denoiser with guidance, which asks for the other estimate's text only if needed."""
         denoiser = self.denoiser
         if self.guidance != 1.0:
             itself = self.manner.weaker is not None and not negative
-            null = condition if itself else self.captions([negative] * len(condition))
+            null = condition if itself else self._told([negative] * len(condition), source)
             denoiser = Guided(denoiser, null, self.guidance, self.manner)
         if self.manner.limit is not None:
             denoiser = Thresholded(denoiser, self.manner.limit)

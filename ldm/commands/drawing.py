@@ -14,6 +14,7 @@ from ldm.commands.evaluate import load
 from ldm.commands.options import Asked
 from ldm.commands.parts import TrainedDiffusion, autocast_dtype
 from ldm.diffusion import Denoiser, Guidance, Sampler
+from ldm.frozen.spatial import BroughtBeside
 from ldm.generate import TextToImage
 from ldm.runs.folder import RunFolder
 
@@ -41,6 +42,7 @@ def text_to_image(
         scale,
         autocast_dtype(config.precision),
         manner,
+        beside_of(config),
     )
     settings = {
         "negative": asked.negative,
@@ -60,6 +62,13 @@ def device_of(name: str | None) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def beside_of(config: DictConfig) -> BroughtBeside | None:
+    """What the run's network was told of pictures while it was trained; None for nothing."""
+    key = "module.conditioning.spatial"
+    node = OmegaConf.select(config, key)
+    return None if node is None else build(node, key)
 
 
 def manner_of(config: DictConfig) -> DictConfig:

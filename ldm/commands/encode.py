@@ -87,6 +87,13 @@ def _text_encoder(overrides: list[str]) -> Any:
         if not override.lstrip("+").startswith(("text=", "text.")):
             raise ValueError(f"--text {override}: only the group text is set here; write text=NAME")
     config = composed(["name=encode", "first_stage=none", *overrides])
+    unfit = {
+        "ldm.frozen.token_numbers.TokenNumbers": "half precision does not hold numbers of tokens",
+        "ldm.frozen.sizes.SizedCaptions": "latent shards do not hold the pictures' sizes",
+    }
+    why = unfit.get(config.text.encoder._target_)
+    if why is not None:
+        raise ValueError(f"--text {' '.join(overrides)}: {why}; encode with --no-text")
     return build(config.text.encoder, "text.encoder")
 
 

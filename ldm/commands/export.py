@@ -38,7 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.run} holds a run of stage {stage!r}, and only autoencoder and diffusion "
             "runs are exported; a clip run's folder clip/ is in open_clip's own format already"
         )
-    (out / "README.md").write_text(model_card(Path(arguments.run), arguments.licence, notes))
+    card = model_card(Path(arguments.run), arguments.licence, notes, out)
+    (out / "README.md").write_text(card)
     print(f"wrote {out}: {notes}")
     return 0
 
@@ -60,7 +61,9 @@ def _autoencoder(arguments: argparse.Namespace, out: Path) -> str:
         library, name = write_first_stage(out, _first_stage(codec), config["image_size"])
         if library != "diffusers":
             return (
-                f"its autoencoder folds pixels: {name}.from_pretrained, of {library}.py beside it"
+                "it folds pixels, which diffusers has no class for: diffusers.AutoModel."
+                f"from_pretrained(..., trust_remote_code=True) loads {name} of {library}.py beside "
+                "the weights"
             )
         return f"diffusers.{name}.from_pretrained loads it"
     if arguments.to == "compvis":
@@ -96,7 +99,8 @@ def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
     texts, first = texts_of(trained.captions), _first_stage(trained.codec)
     if arguments.to == "compvis":
         write_compvis(out, network, first=first, text=texts[0] if len(texts) == 1 else None)
-        return "model.safetensors holds all parts under the prefixes of Stable Diffusion"
+        whole = "model.safetensors holds all parts under the prefixes of Stable Diffusion"
+        return f"{whole}, but for the text encoders" if len(texts) > 1 else whole
     target: Any = trained.denoiser.target  # type: ignore[attr-defined]
     if network.time.scale != 1000:
         raise ValueError(
@@ -166,15 +170,15 @@ def _lora(arguments: argparse.Namespace, out: Path) -> str:
 
 def _write_ours(out: Path, network: Any, config: Any) -> None:
     import yaml
-    from safetensors.torch import save_file
+
+    from ldm.interop.files import write_weights
 
     out.mkdir(parents=True)
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    save_file(state, out / "model.safetensors")
+    write_weights(out / "model.safetensors", network.state_dict())
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def model_card(run: Path, licence: str, notes: str) -> str:
+def model_card(run: Path, licence: str, notes: str, out: Path) -> str:
     """What the model is, from the run's own records; nothing that they do not say."""
     import yaml
 
@@ -183,18 +187,42 @@ def model_card(run: Path, licence: str, notes: str) -> str:
 
     folder = RunFolder(run)
     config = folder.config()
-    front = yaml.safe_dump({"license": licence, "library_name": "diffusers", "tags": ["ldm"]})
+    index = out / "model_index.json"
+    front: dict[str, Any] = {"license": licence, "tags": ["ldm"]}
+    if index.is_file():
+        front |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     lines = [
-        f"---\n{front}---",
+        f"---\n{yaml.safe_dump(front)}---",
         f"# {config.get('name', run.name)}",
         f"Stage {config['stage_name']}, trained with ldm: {newest(folder).step} optimizer steps of "
         f"{config.get('global_batch')} pictures at {config.get('image_size')} pixels; "
         "averaged weights.",
         f"To load: {notes}.",
+        *([_usage(json.loads(index.read_text()), config)] if index.is_file() else []),
         f"## Data\n\n```yaml\n{yaml.safe_dump(config.get('data'), sort_keys=False)}```",
         f"## Last metrics of the run\n\n{_metrics(run / 'metrics.jsonl')}",
     ]
     return "\n\n".join(lines) + "\n"
+
+
+def _usage(index: dict[str, Any], config: dict[str, Any]) -> str:
+    """How to draw as the run itself did: the pipelines' own guidance is another."""
+    evaluation, sampler = config.get("evaluation", {}), config.get("sampler", {})
+    trust = "" if index["vae"][0] == "diffusers" else ", trust_remote_code=True"
+    classes = index["_class_name"] == "DiTPipeline"
+    prompt = (evaluation.get("grid_prompts") or ["a prompt"])[0]
+    told = {
+        "guidance_scale": evaluation.get("guidance"),
+        "num_inference_steps": sampler.get("steps"),
+    }
+    asked = ["[0]" if classes else f'"{prompt}"']
+    asked += [f"{name}={value}" for name, value in told.items() if value is not None]
+    return f"""```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("THIS FOLDER"{trust})
+pipeline({", ".join(asked)}).images[0].save("picture.png")
+```"""
 
 
 def _metrics(path: Path) -> str:

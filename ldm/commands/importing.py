@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not source.exists():
         raise FileNotFoundError(
             f"{source}: no such file or folder; names on the hub are not fetched, so download it "
-            "and name the folder"
+            "(of a pipeline model_index.json and the folders beside it, each with its config.json "
+            "and .safetensors; of another project one file) and name the place"
         )
     found = _parts(source, arguments)
     if not found:
@@ -86,13 +87,12 @@ def _has_text(source: Path) -> bool:
 
 
 def _write_backbone(out: Path, found: Any) -> None:
-    from safetensors.torch import save_file
+    from ldm.interop.files import write_weights
 
     folder = out / "backbone"
     folder.mkdir(parents=True)
     _write_yaml(folder / "backbone.yaml", found.node)
-    state = found.network.state_dict()
-    save_file({n: v.contiguous() for n, v in state.items()}, folder / "model.safetensors")
+    write_weights(folder / "model.safetensors", found.network.state_dict())
 
 
 def _write_first_stage(out: Path, found: Any, size: int) -> None:

@@ -278,7 +278,10 @@ def first_stage_lacks(run: str) -> str | None:
     if _foreign(folder.path):
         return None
     if not folder.config_file.is_file():
-        return f"train first_stage={run}, which is not there yet"
+        return (
+            f"first_stage={run} is not there yet: train it, or name an autoencoder of another tool "
+            "(docs/formats.md)"
+        )
     if not (folder.path / LATENTS).is_file():
         return f"finish first_stage={run}: it has no {LATENTS} yet"
     return None

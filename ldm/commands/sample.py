@@ -19,7 +19,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--init-image", metavar="FILE", help="begin from this picture")
     parser.add_argument(
-        "--strength", type=float, help="how much of it may change, 0 to 1 (default 0.6; mask: 1)"
+        "--strength",
+        type=float,
+        help="how much of it may change, 0 to 1 (default 0.6; 1 with a mask or to enlarge)",
     )
     parser.add_argument(
         "--mask", metavar="FILE", help="of the picture's size: white is painted anew, black is kept"
@@ -47,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     trained = load(arguments.run, arguments.first_stage)
     generate, settings = text_to_image(trained, arguments)
-    source = _source(arguments, trained.config.image_size)
+    source = _source(arguments, trained.config.image_size, generate.beside)
     if source is not None:
         settings |= {"init_image": arguments.init_image, "strength": source.strength}
         settings |= {} if arguments.mask is None else {"mask": arguments.mask}
@@ -96,15 +98,22 @@ def _check_source(arguments: argparse.Namespace) -> None:
         )
 
 
-def _source(arguments: argparse.Namespace, size: int) -> Any:
-    """The picture to begin from, cut to the run's size, with its mask."""
+def _source(arguments: argparse.Namespace, size: int, beside: Any) -> Any:
+    """The picture to begin from, cut to the run's size, with its mask. A network that enlarges is
+    told of the picture, and begins from noise unless --strength says otherwise."""
     from ldm.commands.reconstruct import read_picture
     from ldm.generate import Source
 
     if arguments.init_image is None:
         return None
+    enlarging = beside is not None and not beside.paints
+    if enlarging and arguments.mask is not None:
+        raise ValueError(
+            f"--mask {arguments.mask}: this run enlarges pictures (module.conditioning.spatial) "
+            "and paints no part of them; take --mask away, or name a run of another kind"
+        )
     image, paint = read_picture(Path(arguments.init_image), size), None
-    strength = arguments.strength
+    strength = 1.0 if enlarging and arguments.strength is None else arguments.strength
     if arguments.mask is not None:
         mask = read_picture(Path(arguments.mask), size)
         found, wanted = (_size(Path(name)) for name in (arguments.mask, arguments.init_image))

@@ -90,7 +90,10 @@ def weights_at(path: Path, key: str) -> dict[str, Tensor]:
     """Under our names: of a run (the average), of a folder that `ldm import` or `ldm export` wrote,
     or of another project's folder or file."""
     if not path.exists():
-        raise FileNotFoundError("no such file or folder; names on the hub are not fetched")
+        raise FileNotFoundError(
+            "no such file or folder; names on the hub are not fetched: download config.json and "
+            "diffusion_pytorch_model.safetensors into a folder, or one .safetensors, and name it"
+        )
     for file in (path, path / OURS, path / key / OURS):
         if file.is_file() and file.suffix == ".safetensors":
             state = read_weights(file)

@@ -120,10 +120,11 @@ def _load(source: str, subfolders: Sequence[str]) -> tuple[Any, Any]:
             kind = CLIPTextModelWithProjection
         model = kind.from_pretrained(source, subfolder=model_part, dtype=torch.float32)
     except OSError as error:
-        where = Path(source) / model_part
+        where, words = Path(source) / model_part, Path(source) / tokenizer_part
+        place = f"into {where}" if where == words else f"into {where} and {words}"
         raise FileNotFoundError(
             f"text encoder {source!r} is neither a folder that transformers saved nor can it be "
-            f"fetched; put config.json, model.safetensors and the tokenizer's files into {where} "
-            f"({str(error).splitlines()[0]})"
+            f"fetched; put config.json, model.safetensors and the tokenizer's files {place}, or "
+            f"set source to the folder that holds them ({str(error).splitlines()[0]})"
         ) from None
     return tokenizer, model.eval().requires_grad_(False)

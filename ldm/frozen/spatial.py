@@ -1,5 +1,7 @@
 """Pictures as channels that stand beside the noisy latent: what is kept of one, or a small one."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,6 +9,19 @@ from torch.nn.functional import adaptive_max_pool2d, interpolate
 
 from ldm.frozen.codec import LatentCodec
 from ldm.types import Image
+
+
+@runtime_checkable
+class BroughtBeside(Protocol):
+    """Makes the channels that stand beside the noisy latent of a picture that somebody brings, as
+    training makes them of its own pictures. `paints`: it is told what is to be painted."""
+
+    paints: bool
+
+    def brought(
+        self, image: Image, paint: Float[Tensor, "b 1 H W"] | None, codec: LatentCodec
+    ) -> Float[Tensor, "b s h w"] | None:
+        """On the latent's grid; None where the network is to be told nothing."""
 
 
 def painted(

@@ -5,6 +5,7 @@ import warnings
 import open_clip
 import torch
 
+from ldm.frozen.fingerprints import text_fingerprint
 from ldm.types import Condition
 
 
@@ -27,6 +28,10 @@ class TokenNumbers:
     def to(self, device: torch.device) -> None:
         """Later conditions come from there."""
         self.device = device
+
+    def fingerprint(self) -> str:
+        """Of the vocabulary's size and of the length; what a token means, the network learns."""
+        return text_fingerprint(("token numbers", self.vocabulary, self.length), {})
 
     def __call__(self, captions: list[str]) -> Condition:
         """`[b length 1]`."""

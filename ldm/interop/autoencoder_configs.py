@@ -14,6 +14,7 @@ from ldm.models import KLAutoencoder, QuantisedAutoencoder, VectorQuantizer
 DIFFUSERS_CLASS = "AutoencoderKL"
 VQ_CLASS = "VQModel"
 PATCHED_CLASS = "PatchedAutoencoderKL"
+PATCHED_MODULE = "ldm_patched_autoencoder"
 
 
 def _learned(part: nn.Module) -> bool:
@@ -73,6 +74,8 @@ def autoencoder_to_diffusers(
             "_class_name": PATCHED_CLASS,
             "block_out_channels": [widths[0]] * foldings + widths,
             "patch": patch,
+            # So that diffusers' AutoModel finds the class, which is written beside.
+            "auto_map": {"AutoModel": f"{PATCHED_MODULE}.{PATCHED_CLASS}"},
         }
     convolutions = _learned(network.to_moments)
     return config | {
@@ -130,7 +133,8 @@ def autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unless(
         config, {"act_fn": "silu", "latents_mean": None, "latents_std": None}, DIFFUSERS_CLASS
     )
-    widths = list(config.get("block_out_channels", [64]))
+    patch = config.get("patch", 1)  # of the class that `ldm export` writes
+    widths = list(config.get("block_out_channels", [64]))[patch.bit_length() - 1 :]
     kinds = list(config.get("down_block_types", ["DownEncoderBlock2D"] * len(widths)))
     ups = list(config.get("up_block_types", ["UpDecoderBlock2D"] * len(widths)))
     mirrored = [kind.replace("DownEncoder", "UpDecoder") for kind in reversed(kinds)]
@@ -154,7 +158,7 @@ def autoencoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "groups": config.get("norm_num_groups", 32),
         "image_channels": config.get("in_channels", 3),
         "latent_convolutions": convolutions.pop(),
-    }
+    } | ({"patch": patch} if patch > 1 else {})
 
 
 def latent_scale(config: Mapping[str, Any]) -> tuple[float, float]:

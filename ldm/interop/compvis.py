@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.interop.unet import channels_in
+from ldm.interop.unet_configs import channels_in
 
 UNET = "model.diffusion_model."
 FIRST_STAGE = "first_stage_model."

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.interop import compvis
 from ldm.interop.autoencoder import compvis_autoencoder_table, folded
+from ldm.interop.files import write_weights
 from ldm.interop.first_stage import FirstStage, needs_kl, with_latent_convolutions
 from ldm.interop.text import Text, Tower
 from ldm.interop.unet import COMPVIS, unet_table
@@ -44,7 +44,8 @@ def write_compvis(
                 f"CompVis' checkpoints hold a U-Net, and this network is a "
                 f"{type(network).__name__}: use --to safetensors"
             )
-        parts[compvis.UNET] = unet_table(network, COMPVIS, convolutions=False).give(
+        convolutions = _convolutions(network)
+        parts[compvis.UNET] = unet_table(network, COMPVIS, convolutions=convolutions).give(
             network.state_dict()
         )
     if text is not None:
@@ -52,7 +53,22 @@ def write_compvis(
         parts[prefix] = encoder
     folder.mkdir(parents=True, exist_ok=True)
     whole = {prefix + name: v for prefix, part in parts.items() for name, v in part.items()}
-    save_file(whole, folder / "model.safetensors")
+    write_weights(folder / "model.safetensors", whole)
+
+
+def _convolutions(network: UNet) -> bool:
+    """Whether transformers are entered by convolutions, as in Stable Diffusion 1.x. Readers tell by
+    that how many heads there are, since the tensors do not say: 8, or one for every 64 channels."""
+    heads = list(network.heads)
+    if heads == [max(1, width // 64) for width in network.channels]:
+        return False
+    if set(heads) == {8}:
+        return True
+    raise ValueError(
+        f"a CompVis checkpoint does not say how many heads attention has: readers take 8, or one "
+        f"for every 64 channels, and backbone.heads={heads} with backbone.channels="
+        f"{list(network.channels)} is neither: use --to diffusers or safetensors"
+    )
 
 
 def _text(text: Text) -> tuple[str, dict[str, Tensor]]:

@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,21 +19,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a .ckpt, .bin, .pt or .pth read as weights only;
     averaged ones (`ema`) where a file holds both.
 
-    FileNotFoundError where there is none; ValueError for a pickle that wants to run code.
+    FileNotFoundError where there is none; ValueError for a pickle that wants to run code, and for a
+    file that is damaged or holds something else.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
-        # DiT's and SiT's training keeps the command's options beside the tensors, as plain values.
-        with torch.serialization.safe_globals([Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+        plain = path.suffix == ".safetensors"
+        content: dict[str, Any] = load_file(path) if plain else _unpickled(path)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise ValueError(
-            f"{path} holds more than tensors and was not opened, since a pickle can run any code "
-            "(" + str(error).splitlines()[0][:120] + "); convert it to .safetensors where you "
-            "trust it"
+            f"{path} is damaged or no file of weights ({' '.join(str(error).split())[:120]}); "
+            "download it again"
         ) from None
     for name in ("state_dict", "ema", "model"):
         if isinstance(content.get(name), Mapping):
@@ -43,6 +41,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for name, value in content.items()
         if isinstance(value, Tensor)
     }
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    try:
+        # DiT's and SiT's training keeps the command's options beside the tensors, as plain values.
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than tensors and was not opened, since a pickle can run any code "
+            "(" + str(error).splitlines()[0][:120] + "); convert it to .safetensors where you "
+            "trust it"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, and no tensors by name")
+    return content
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -77,7 +91,19 @@ def write_folder(
     """config.json and one .safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
-    save_file(dict(state), folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    write_weights(folder / f"{stem}.safetensors", state)
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A .safetensors file, as readable to others as any new file: the library's own is not."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(
+        {name: value.contiguous() for name, value in state.items()},
+        path,
+        metadata={"format": "pt"},
+    )
+    path.chmod(mode)
 
 
 def write_json(path: Path, content: Any) -> None:

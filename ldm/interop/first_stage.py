@@ -10,6 +10,7 @@ from torch import nn
 from ldm.interop.autoencoder import autoencoder_table, folded
 from ldm.interop.autoencoder_configs import (
     PATCHED_CLASS,
+    PATCHED_MODULE,
     autoencoder_to_diffusers,
     quantised_to_diffusers,
 )
@@ -18,7 +19,6 @@ from ldm.interop.files import write_folder
 from ldm.models import Autoencoder, DeepCompressionAutoencoder, KLAutoencoder, QuantisedAutoencoder
 
 _SOURCE = Path(__file__).with_name("patched.py")
-PATCHED_MODULE = "ldm_patched_autoencoder"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Account:
-    """What became of each tensor, by name: taken as it was, taken in part, left fresh; and what the
-    source had beyond that."""
+    """What became of each tensor, by name: taken as it was, taken in part (with its shape here and
+    there), left fresh; and what the source had beyond that."""
 
     kept: tuple[str, ...]
     resized: tuple[str, ...]
@@ -36,7 +36,8 @@ def initialise(network: nn.Module, source: Mapping[str, Tensor]) -> Account:
     ValueError where not one tensor fits, which means another architecture.
     """
     state = network.state_dict()
-    kept, resized = [], []
+    kept: list[str] = []
+    resized: dict[str, str] = {}
     for name in sorted(state.keys() & source.keys()):
         here, there = state[name], source[name]
         if here.shape == there.shape:
@@ -49,7 +50,7 @@ def initialise(network: nn.Module, source: Mapping[str, Tensor]) -> Account:
             )
             here.zero_()
             here[common] = there[common].to(here.dtype)
-            resized.append(name)
+            resized[name] = f"{name} {list(here.shape)} of {list(there.shape)}"
     taken = {*kept, *resized}
     if not kept:
         raise ValueError(
@@ -57,7 +58,7 @@ def initialise(network: nn.Module, source: Mapping[str, Tensor]) -> Account:
         )
     return Account(
         tuple(kept),
-        tuple(resized),
+        tuple(resized.values()),
         tuple(sorted(state.keys() - taken)),
         tuple(sorted(source.keys() - taken)),
     )

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.interop.dit import diffusers_dit_table
+from ldm.interop.files import write_weights
 from ldm.interop.links import Table
 from ldm.interop.mmdit import mmdit_table
 from ldm.interop.unet import DIFFUSERS, DIFFUSERS_CLASSES, unet_table
@@ -45,7 +45,7 @@ def write_lora(folder: Path, network: nn.Module, table: Table, component: str) -
     "transformer"."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"{component}.{n}": v for n, v in lora_to_diffusers(network, table).items()}
-    save_file(state, folder / FILE)
+    write_weights(folder / FILE, state)
 
 
 def network_table(network: nn.Module) -> Table:

@@ -17,7 +17,8 @@ from ldm.interop.first_stage import FirstStage, needs_kl, write_first_stage
 from ldm.interop.mmdit import mmdit_table, mmdit_to_diffusers
 from ldm.interop.schedulers import Described, scheduler_config
 from ldm.interop.text import HubText, Text, write_text
-from ldm.interop.unet import diffusers_names, unet_table, unet_to_diffusers
+from ldm.interop.unet import diffusers_names, unet_table
+from ldm.interop.unet_configs import unet_to_diffusers
 from ldm.models import DiT, MMDiT, UNet
 
 DIFFUSERS_VERSION = "0.38.0"  # the oldest whose configs these are

@@ -20,6 +20,7 @@ from ldm.interop.autoencoder import (
 )
 from ldm.interop.autoencoder_configs import DIFFUSERS_CLASS as KL_CLASS
 from ldm.interop.autoencoder_configs import (
+    PATCHED_CLASS,
     VQ_CLASS,
     autoencoder_arguments,
     latent_scale,
@@ -28,9 +29,9 @@ from ldm.interop.autoencoder_configs import (
 from ldm.interop.dc_ae import DIFFUSERS_CLASS as DC_CLASS
 from ldm.interop.dc_ae import dc_ae_arguments, dc_ae_table
 from ldm.interop.files import read_config, read_folder_weights, read_weights
-from ldm.interop.networks import NETWORK_CLASSES, network_from_diffusers
+from ldm.interop.networks import NETWORK_CLASSES, network_class, network_from_diffusers
 from ldm.interop.original_dit import is_original_dit, load_original_dit, original_dit_arguments
-from ldm.interop.schedulers import Described, described_by
+from ldm.interop.schedulers import Described, described_by, of_flow
 from ldm.interop.unet import COMPVIS, unet_table
 from ldm.models import (
     Autoencoder,
@@ -42,7 +43,7 @@ from ldm.models import (
     VectorQuantizer,
 )
 
-AUTOENCODER_CLASSES = (KL_CLASS, VQ_CLASS, DC_CLASS)
+AUTOENCODER_CLASSES = (KL_CLASS, VQ_CLASS, DC_CLASS, PATCHED_CLASS)
 PIPELINES = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -99,7 +100,8 @@ def read_network(source: Path, family: str = "dit") -> ReadNetwork | None:
         if folder is None:
             return None
         config, state = read_config(folder), read_folder_weights(folder)
-        return ReadNetwork(*network_from_diffusers(config, state, str(folder)))
+        flow = _walks_a_flow(source)
+        return ReadNetwork(*network_from_diffusers(config, state, str(folder), flow=flow))
     whole = read_weights(source)
     if is_original_dit(whole):
         arguments = original_dit_arguments(whole, family)
@@ -141,6 +143,12 @@ def read_described(source: Path) -> Described | None:
     return described_by(read_config(folder, name)) if (folder / name).is_file() else None
 
 
+def _walks_a_flow(source: Path) -> bool:
+    """As the scheduler of the pipeline says, where there is one."""
+    folder, name = source / "scheduler", "scheduler_config.json"
+    return (folder / name).is_file() and of_flow(read_config(folder, name))
+
+
 def convolutional(arguments: Mapping[str, Any]) -> KLAutoencoder | QuantisedAutoencoder:
     """The autoencoder that the arguments describe; a quantizer stands among them as a node."""
     if "quantizer" not in arguments:
@@ -174,10 +182,13 @@ def _part(source: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> Pat
         kind = read_config(source, "model_index.json").get("_class_name", "")
         if kind not in PIPELINES:
             raise ValueError(f"{source}: {kind} is not known here; known are {_known()}")
-        return next((source / name for name in names if (source / name).is_dir()), None)
+        folder = next((source / name for name in names if (source / name).is_dir()), None)
+        if folder is not None and (found := network_class(read_config(folder))) not in classes:
+            raise ValueError(f"{folder}: {found} is not known here; known are {', '.join(classes)}")
+        return folder
     if (source / "scheduler_config.json").is_file():
         return None
-    kind = read_config(source).get("_class_name")
+    kind = network_class(read_config(source))
     if kind not in NETWORK_CLASSES + AUTOENCODER_CLASSES:
         raise ValueError(f"{source}: {kind} is not known here; known are {_known()}")
     return source if kind in classes else None

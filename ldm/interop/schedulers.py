@@ -96,6 +96,13 @@ def _expect_offset(described: Described, wanted: float) -> None:
         )
 
 
+def of_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler walks a flow, whose network is told 1000 t, and no table of steps."""
+    return config.get("_class_name", "").startswith("FlowMatch") or bool(
+        config.get("use_flow_sigmas")
+    )
+
+
 def described_by(config: Mapping[str, Any]) -> Described:
     """What a network was trained on, from the scheduler beside it.
 
@@ -103,7 +110,7 @@ def described_by(config: Mapping[str, Any]) -> Described:
     the sampler is chosen here.
     """
     name = config.get("_class_name", "")
-    if name.startswith("FlowMatch") or config.get("use_flow_sigmas"):
+    if of_flow(config):
         return Described(RectifiedFlow(), Velocity(), 0.0)
     kind, prediction = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
     if kind not in _POWERS or prediction not in _PREDICTIONS or config.get("trained_betas"):

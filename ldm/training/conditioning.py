@@ -12,14 +12,15 @@ from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.captions_joined import leaves_of, read_apart
 from ldm.frozen.codec import LatentCodec
 from ldm.frozen.sizes import SizedCaptions
-from ldm.frozen.spatial import enlarged, painted
+from ldm.frozen.spatial import BroughtBeside, enlarged, painted
 from ldm.models import MasksPatches
 from ldm.types import Condition, Draws, Image
 
 
 @runtime_checkable
-class SpatialCondition(Protocol):
-    """Makes channels that stand beside the noisy latent of the picture itself."""
+class SpatialCondition(BroughtBeside, Protocol):
+    """Makes channels that stand beside the noisy latent: of the picture itself while training, of
+    one that is brought when drawing."""
 
     def __call__(self, image: Image, codec: LatentCodec, draws: Draws) -> Float[Tensor, "b s h w"]:
         """On the latent's grid."""
@@ -29,6 +30,8 @@ class Inpainting:
     """A box of each picture is to be painted: of any size and place, and all of it with probability
     `whole`, so that the network draws from text alone too."""
 
+    paints = True
+
     def __init__(self, whole: float = 0.25) -> None:
         if not 0 <= whole <= 1:
             raise ValueError(f"whole={whole} is a probability: set 0.25, or 0 for boxes only")
@@ -37,6 +40,12 @@ class Inpainting:
     def __call__(self, image: Image, codec: LatentCodec, draws: Draws) -> Float[Tensor, "b s h w"]:
         """One channel of mask and those of the latent."""
         return painted(image, self.boxes(image, draws), codec)
+
+    def brought(
+        self, image: Image, paint: Float[Tensor, "b 1 H W"] | None, codec: LatentCodec
+    ) -> Float[Tensor, "b s h w"] | None:
+        """Nothing without a mask: then all of the picture may change."""
+        return None if paint is None else painted(image, paint, codec)
 
     def boxes(self, image: Image, draws: Draws) -> Float[Tensor, "b 1 H W"]:
         """1 where it is to be painted."""
@@ -57,6 +66,8 @@ class Enlarging:
     """The picture `factor` times smaller, made large again; nothing (zeros) with probability
     `nothing`, so that the network draws from text alone too."""
 
+    paints = False
+
     def __init__(self, factor: int, nothing: float = 0.1) -> None:
         if factor < 2 or not 0 <= nothing <= 1:
             raise ValueError(
@@ -69,6 +80,13 @@ class Enlarging:
         told = enlarged(image, self.factor, codec)
         keep = (draws.uniform((), "enlarging") >= self.nothing).to(told)
         return told * keep[:, None, None, None]
+
+    def brought(
+        self, image: Image, paint: Float[Tensor, "b 1 H W"] | None, codec: LatentCodec
+    ) -> Float[Tensor, "b s h w"]:
+        """Of `image`, which is as large as what is drawn; no more of it than `factor` times smaller
+        shows is told."""
+        return enlarged(image, self.factor, codec)
 
 
 class Conditioning:

@@ -2,6 +2,7 @@
 what the options do, and what is refused."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageSequence
 from untrained_model import untrained
 
 from ldm.commands import main
+from ldm.commands.building import build
 from ldm.commands.drawing import text_to_image
 from ldm.commands.options import Asked
 from ldm.commands.reconstruct import read_picture
@@ -81,6 +83,65 @@ def test_what_is_kept_is_kept_to_the_pixel_in_every_sample(sample):
     with Image.open("out/000000.png") as picture:
         assert picture.text["strength"] == "1.0"
         assert picture.text["mask"] == "mask.png"
+
+
+def told_of_pictures(trained, spatial):
+    """The same with a network that listens to a picture, and what it hears at each call."""
+    node = {"_target_": f"ldm.training.conditioning.{spatial['kind']}", **spatial["arguments"]}
+    more = {
+        "module": {"conditioning": {"spatial": node}},
+        "backbone": {"spatial": [0.0] * spatial["channels"]},
+    }
+    config = OmegaConf.merge(trained.config, more)
+    network = build(config.backbone, "backbone").eval()
+    heard = []
+    network.register_forward_pre_hook(lambda _, given: heard.append(given[2].spatial))
+    denoiser = build(config.diffusion, "diffusion").denoiser(network)
+    return dataclasses.replace(trained, config=config, denoiser=denoiser), heard
+
+
+INPAINTING = {"kind": "Inpainting", "arguments": {}, "channels": 5}
+ENLARGING = {"kind": "Enlarging", "arguments": {"factor": 4}, "channels": 4}
+
+
+def test_an_inpainting_network_hears_of_the_mask_and_of_what_is_kept(sample, trained, monkeypatch):
+    made, heard = told_of_pictures(trained, INPAINTING)
+    monkeypatch.setattr("ldm.commands.evaluate.load", lambda run, first_stage: made)
+    assert sample("a cat") == 0
+    assert set(heard) == {None}
+    heard.clear()
+    mask = ["--init-image", "a.png", "--mask", "mask.png", "--guidance", "3"]
+    assert sample("a cat", "a dog", *mask, "--negative", "blue") == 0
+    for spatial in heard:
+        assert spatial.shape == (4, 5, 4, 4)  # two prompts, and what guidance leads away from
+        assert torch.equal(spatial, heard[0][:1].expand(4, -1, -1, -1))
+    told = heard[0][0]
+    assert not told[0, :, 0].any()
+    assert (told[0, :, 2:] == 1).all()
+    assert told[1:, :, 0].any()
+    assert not told[1:, :, 2:].any()
+    with Image.open("a.png") as picture:
+        picture.paste((0, 0, 200), (26, 0, 40, 40))
+        picture.save("b.png")
+    assert sample("a cat", "--init-image", "b.png", "--mask", "mask.png") == 0
+    torch.testing.assert_close(heard[-1][0], told)  # what is under the mask is not told
+
+
+def test_an_enlarging_network_hears_of_the_small_picture(sample, trained, monkeypatch, capsys):
+    made, heard = told_of_pictures(trained, ENLARGING)
+    monkeypatch.setattr("ldm.commands.evaluate.load", lambda run, first_stage: made)
+    with Image.open("a.png") as picture:
+        picture.resize((8, 8), Image.Resampling.BICUBIC).save("small.png")
+    assert sample("a cat", "--init-image", "a.png", "--guidance", "1") == 0
+    assert sample("a cat", "--init-image", "small.png", "--guidance", "1") == 0
+    with Image.open("out/000000.png") as picture:
+        assert picture.text["strength"] == "1.0"
+    large, small = heard[0], heard[-1]
+    nothing = made.codec.encode(torch.zeros(1, 3, 32, 32))
+    assert (large - small).norm() < 0.2 * (large - nothing).norm()
+    assert sample("a cat", "--init-image", "a.png", "--mask", "mask.png") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "--mask mask.png: this run enlarges pictures" in line
 
 
 def test_a_cell_of_the_latent_is_kept_only_as_a_whole():

@@ -6,7 +6,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ldm.interop.lora import FILE, lora_to_diffusers, write_lora
-from ldm.interop.unet import DIFFUSERS, unet_table, unet_to_diffusers
+from ldm.interop.unet import DIFFUSERS, unet_table
+from ldm.interop.unet_configs import unet_to_diffusers
 from ldm.models import UNet
 from ldm.models.lora import add_lora, lora_state
 from ldm.types import Condition

@@ -3,19 +3,10 @@
 from itertools import pairwise
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-)
+from small_parts import MEAN, STD, autoencoder, randomise
 
 from ldm.commands.export import texts_of
 from ldm.diffusion import DDIM, Betas, NetworkDenoiser, Noise, RectifiedFlow, Velocity
@@ -26,58 +17,10 @@ from ldm.frozen.sizes import SizedCaptions
 from ldm.interop.first_stage import FirstStage
 from ldm.interop.pipelines import Parts, write_pipeline
 from ldm.interop.schedulers import Described
-from ldm.interop.text import write_clip_tokenizer
 from ldm.interop.text_reading import text_node
 from ldm.models import KLAutoencoder, MMDiT, UNet
 
 PROMPTS = ["red apple", "cat"]
-MEAN, STD = (0.3, -0.2, 0.1, 0.0), (0.5, 1.5, 2.0, 1.0)
-
-
-def randomise(network: torch.nn.Module) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            scale = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(torch.randn(parameter.shape) * scale)
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random text encoders as a pipeline's folder has them."""
-    folder = tmp_path_factory.mktemp("texts")
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 8,
-        "projection_dim": 6,
-        "eos_token_id": 49407,
-        "pad_token_id": 0,
-    }
-    kinds = {
-        "text_encoder": CLIPTextModel,
-        "text_encoder_2": CLIPTextModelWithProjection,
-        "text_encoder_4": CLIPTextModelWithProjection,
-    }
-    for name, kind in kinds.items():
-        kind(CLIPTextConfig(**shape)).save_pretrained(folder / name)
-        write_clip_tokenizer(
-            folder / name.replace("text_encoder", "tokenizer"),
-            open_clip.SimpleTokenizer(context_length=8),
-        )
-    T5EncoderModel(
-        T5Config(vocab_size=10, d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    ).save_pretrained(folder / "text_encoder_3")
-    numbers = {w: i for i, w in enumerate(["<pad>", "</s>", "<unk>", "red", "apple", "cat"])}
-    words = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder / "tokenizer_3")
-    return folder
 
 
 def encoder(folder: Path, number: str, **settings) -> TransformersCaptions:
@@ -87,12 +30,6 @@ def encoder(folder: Path, number: str, **settings) -> TransformersCaptions:
         masked=False,
         **({"length": 8} | settings),
     )
-
-
-def autoencoder() -> KLAutoencoder:
-    network = KLAutoencoder(latent_channels=4, width=8, multipliers=[1, 2], blocks=1, groups=4)
-    randomise(network)
-    return network.eval()
 
 
 def unet(**changes) -> UNet:

@@ -7,6 +7,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_parts import MEAN, STD, autoencoder, randomise
 from transformers import CLIPTextModel, CLIPTokenizer
 
 import ldm.interop.patched
@@ -24,22 +25,6 @@ from ldm.models import DiT, KLAutoencoder, UNet
 
 VISION = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 16}
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 3}
-MEAN, STD = (0.3, -0.2, 0.1, 0.0), (0.5, 1.5, 2.0, 1.0)
-
-
-def randomise(network: torch.nn.Module) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            scale = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(torch.randn(parameter.shape) * scale)
-
-
-def autoencoder(**changes) -> KLAutoencoder:
-    arguments = {"latent_channels": 4, "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
-    network = KLAutoencoder(**(arguments | changes)).eval()
-    randomise(network)
-    return network
 
 
 @pytest.fixture(scope="module")

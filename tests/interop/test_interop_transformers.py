@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel, SD3Transformer2DModel
+from small_parts import classes, randomise
 
 from ldm.interop.dit import diffusers_dit_table, dit_arguments, dit_to_diffusers
 from ldm.interop.mmdit import mmdit_arguments, mmdit_table, mmdit_to_diffusers
@@ -13,13 +14,6 @@ from ldm.models import DiT, MMDiT
 from ldm.types import Condition
 
 LIMITS = [(torch.float32, 1e-5), (torch.float64, 1e-10)]
-
-
-def randomise(network: torch.nn.Module) -> None:
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2)
 
 
 def dit(**changes) -> DiT:
@@ -36,12 +30,6 @@ def mmdit(**changes) -> MMDiT:
     return network
 
 
-def label(*classes: int) -> Condition:
-    one_hot = torch.nn.functional.one_hot(torch.tensor(classes), 6).float()
-    rows = len(classes)
-    return Condition(torch.zeros(rows, 0, 0), torch.ones(rows, 0, dtype=torch.bool), one_hot)
-
-
 @pytest.mark.parametrize(("dtype", "limit"), LIMITS)
 @pytest.mark.parametrize("changes", [{}, {"patch": 1, "depth": 3}, {"out_channels": 8}])
 def test_dit_equals_diffusers(changes: dict, dtype: torch.dtype, limit: float) -> None:
@@ -51,7 +39,7 @@ def test_dit_equals_diffusers(changes: dict, dtype: torch.dtype, limit: float) -
     theirs.load_state_dict(diffusers_dit_table(network).give(network.state_dict()))
     x, t = torch.randn(2, 4, 8, 8, dtype=dtype), torch.tensor([0.3, 0.9], dtype=dtype)
     with torch.no_grad():
-        ours = network(x, t, label(3, 5))  # 5 is "no class"
+        ours = network(x, t, classes(3, 5))  # 5 is "no class"
         other = theirs(x, 1000 * t - 1, torch.tensor([3, 5])).sample
     assert (ours - other).abs().max() < limit
 
@@ -94,7 +82,7 @@ def test_a_velocity_towards_data_changes_its_sign() -> None:
     turned = dit(time_scale=-1.0, time_offset=1.0, frequency_shift=0.0)
     turned.load_state_dict(original_dit_table(turned, 8, towards_data=True).take(plain, "a test"))
     x, t = torch.randn(2, 4, 8, 8), torch.rand(2)
-    assert torch.equal(turned(x, t, label(0, 1)), -network(x, t, label(0, 1)))
+    assert torch.equal(turned(x, t, classes(0, 1)), -network(x, t, classes(0, 1)))
 
 
 class AuthorsBlock(torch.nn.Module):
@@ -139,7 +127,7 @@ def test_lightningdit_blocks_compute_what_their_authors_describe() -> None:
     theirs = AuthorsBlock(state, 1, heads=2)
     seen: list[tuple] = []
     network.blocks[1].register_forward_hook(lambda _, given, out: seen.append((*given, out)))
-    network(torch.randn(2, 4, 8, 8).double(), torch.rand(2).double(), label(0, 1))
+    network(torch.randn(2, 4, 8, 8).double(), torch.rand(2).double(), classes(0, 1))
     x, embedding, *_, out = seen[0]
     torch.testing.assert_close(theirs(x, embedding), out, atol=1e-6, rtol=0)
 
@@ -191,4 +179,4 @@ def test_positions_that_are_not_the_formula_are_refused() -> None:
 
 def test_a_picture_larger_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set backbone\.grid=4"):
-        mmdit(grid=3, base=3)(torch.randn(1, 4, 8, 8), torch.rand(1), label(0))
+        mmdit(grid=3, base=3)(torch.randn(1, 4, 8, 8), torch.rand(1), classes(0))

@@ -7,25 +7,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_parts import randomise
 
-from ldm.interop.unet import (
-    COMPVIS,
-    diffusers_names,
-    unet_arguments,
-    unet_table,
-    unet_to_diffusers,
-)
+from ldm.interop.unet import COMPVIS, diffusers_names, unet_table
+from ldm.interop.unet_configs import unet_arguments, unet_to_diffusers
 from ldm.models import UNet
 from ldm.types import Condition
-
-
-def randomise(network: torch.nn.Module, seed: int = 0) -> None:
-    """Weights that keep activations near one, whatever the width."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            scale = 0.5 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
 def theirs_of(network: UNet) -> UNet2DConditionModel:

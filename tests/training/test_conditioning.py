@@ -5,7 +5,9 @@ import dataclasses
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from ldm.commands.text import text_encoder
 from ldm.frozen.codec import LatentCodec, LatentStatistics
 from ldm.frozen.sizes import COUNT, SizedCaptions
 from ldm.frozen.token_numbers import TokenNumbers
@@ -89,6 +91,19 @@ def test_sizes_are_each_pictures_own_while_it_is_learned_and_whole_when_drawn() 
     assert captions.pooled_width == 2 + 256 * COUNT
     with pytest.raises(ValueError, match="latent shards hold none"):
         Conditioning().told(captions, codec(), {"caption": ["ab"]}, None)
+
+
+def test_sizes_that_the_encoder_tells_already_are_not_told_twice() -> None:
+    """As where text=sdxl meets text.sizes=true."""
+    node = {
+        "_target_": "ldm.frozen.sizes.SizedCaptions",
+        "size": 32,
+        "encoder": {"_target_": "ldm.frozen.captions_joined.ClassLabels", "names": 3},
+    }
+    for sizes in (False, True):
+        text = {"encoder": node, "sizes": sizes}
+        made = text_encoder(OmegaConf.create({"image_size": 32, "text": text}))
+        assert made.pooled_width == 3 + 1 + 256 * COUNT
 
 
 def test_a_box_is_painted_and_nothing_of_it_is_told() -> None:

@@ -121,7 +121,13 @@ def test_latents_of_other_networks_or_pictures_are_refused(root, tmp_path):
         run(root, "x", f"{settings} text.sizes=true +backbone.pooled_width=1600")
     with pytest.raises(ValueError, match=r"set image_size to what was encoded"):
         run(root, "x", f"{settings} image_size=64")
+    with pytest.raises(ValueError, match="these text states were made by another text encoder"):
+        run(root, "x", f"{settings} text=own backbone=unet_own_text")
     again = (root / "first", root / "latents", "--shards", root / "shards/train-0.tar")
+    with pytest.raises(ValueError, match=r"--text text=own: half precision does not hold"):
+        ldm_encode(*again, "--text", "text=own")
+    with pytest.raises(ValueError, match=r"--text text=sdxl: latent shards do not hold the pict"):
+        ldm_encode(*again, "--text", "text=sdxl")
     with pytest.raises(ValueError, match="choose another folder or remove it"):
         ldm_encode(*again, "--text", "+text.encoder.layer=-2")
     with pytest.raises(ValueError, match=r"--text image_size=64: only the group text"):

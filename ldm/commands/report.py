@@ -7,8 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-Curves = dict[str, tuple[list[int], list[float]]]
-
 HEADLINES = ("sample/", "reconstruction/", "val/", "time/images_per_second")
 POINTS = 600  # of a curve; more cannot be seen
 PICTURES = 12  # of a run, evenly over time
@@ -47,13 +45,14 @@ def _differing(paths: list[Path]) -> dict[str, list[str]]:
 def story(path: Path) -> dict[str, Any]:
     """What the page shows of a run, as JSON's kinds of values."""
     from ldm.commands import report_parts as parts
+    from ldm.commands.curves import without_repeats
     from ldm.commands.runs import age
     from ldm.runs.table import history, read_row
 
     row = read_row(path)
     if row is None:
         raise FileNotFoundError(f"{path}: not a run folder; name a folder that train.py wrote")
-    curves = _without_repeats(history(path / "metrics.jsonl"))
+    curves = without_repeats(history(path / "metrics.jsonl"))
     file = path / "config.yaml"
     config = _settings(file)
     evaluation = config.get("evaluation") or {}
@@ -76,15 +75,6 @@ def story(path: Path) -> dict[str, Any]:
         "data": parts.data_card(config),
         "provenance": _provenance(path),
         "config": file.read_text(encoding="utf-8") if file.is_file() else "",
-    }
-
-
-def _without_repeats(curves: Curves) -> Curves:
-    """Without `train/loss_max` where it is `train/loss` all along, as in one process."""
-    return {
-        name: curve
-        for name, curve in curves.items()
-        if not any(name.startswith(f"{other}_") and curve == curves[other] for other in curves)
     }
 
 

@@ -44,5 +44,6 @@ def choices(group: str) -> list[str]:
 def typed() -> list[str]:
     """What was typed for this training: of several by `-m`, its own settings."""
     if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
-        return list(HydraConfig.get().overrides.task)
+        words = HydraConfig.get().overrides.task
+        return [word.replace("\\{", "{").replace("\\}", "}") for word in words]  # as it was typed
     return sys.argv[1:]

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run besides curves, and what other loggers are given."""
 
 import json
+import re
 
 import lightning as L
 import pytest
@@ -34,6 +35,11 @@ def folder(tmp_path):
     return folder
 
 
+def _fits(chart, name):
+    """As TensorBoard's front end does: a regular expression from the beginning."""
+    return any(re.match(tag, name) for tag in chart.multiline.tag)
+
+
 def test_tensorboard_tells_settings_origin_and_what_matters(folder):
     axis = StepAxis()
     logger = TensorBoard(folder.path / "tensorboard", axis)
@@ -60,6 +66,12 @@ def test_tensorboard_tells_settings_origin_and_what_matters(folder):
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     assert next(category.title for category in layout.category) == "what matters"
     assert "train/loss_mean" in layout.category[0].chart[0].multiline.tag
+    plots = [
+        [chart.title for chart in layout.category[0].chart if _fits(chart, f"sample/{name}")]
+        for name in ("fd_clip", "fid", "kid_inception", "clip_score", "recall@5", "memorisation")
+    ]
+    distances, score, shares = (["samples: " + t] for t in ("distances", "CLIP score", "shares"))
+    assert plots == [distances, distances, distances, score, shares, shares]
     begun = plugin_data_pb2.HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     )

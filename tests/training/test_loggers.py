@@ -141,6 +141,17 @@ def test_mlflow_goes_on_under_the_same_id(folder, monkeypatch):
     assert service.calls[-1][2] == {"artifact_file": "samples/00000003.png"}
 
 
+def test_mlflows_files_lie_beside_its_database_wherever_one_types(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(MLFlowLogger, "__init__", lambda self, **given: told.append(given))
+    place = {"experiment": "ldm", "name": "run", "folder": str(tmp_path), "axis": StepAxis()}
+    monkeypatch.chdir(tmp_path)
+    MLflow(**place, address="sqlite:///runs/mlflow.db")
+    MLflow(**place, address="http://server:5000")
+    assert told[0]["artifact_location"] == (tmp_path / "runs" / "mlruns").as_uri()
+    assert told[1]["artifact_location"] is None  # the server's own
+
+
 def test_overfitting_sees_the_first_samples_only():
     data = ShardData("asset:emoji/val-*.tar", 64)
     numbers = {"global_batch": 8, "accumulate": 1, "seed": 0}

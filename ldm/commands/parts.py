@@ -198,11 +198,15 @@ def agree(key: str, asked: int | None, found: int, whose: str) -> None:
         )
 
 
+def learns_variance(config: DictConfig) -> bool:
+    """Whether the network's output is twice as wide as a latent."""
+    return config.diffusion.get("variance") is not None
+
+
 def widen(config: DictConfig) -> None:
     """Give the backbone the channels of a learned variance, where there is one and nothing is said
     of them."""
-    learned = config.diffusion.get("variance") is not None
-    if learned and config.backbone.get("out_channels") is None:
+    if learns_variance(config) and config.backbone.get("out_channels") is None:
         with open_dict(config):
             config.backbone.out_channels = 2 * config.latent.channels
 

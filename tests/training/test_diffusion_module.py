@@ -199,6 +199,10 @@ def test_a_bin_that_no_sample_fell_into_is_not_logged_and_what_waits_is_kept():
     )
     stand_at(trainer, 2)
     callback.on_fit_start(trainer, module)
+    callback.on_train_start(trainer, module)
+    callback.on_train_batch_end(trainer, module)  # the first turn of the step after: not yet
+    assert not told.values
+    stand_at(trainer, 4)
     module.bins.add(torch.tensor([0.1, 0.9]), torch.tensor([2.0, 4.0]))
     callback.on_train_batch_end(trainer, module)
     assert told.values == {
@@ -208,7 +212,7 @@ def test_a_bin_that_no_sample_fell_into_is_not_logged_and_what_waits_is_kept():
     told.values.clear()
     module.bins.add(torch.tensor([0.1]), torch.tensor([6.0]))
     kept = callback.state_dict()
-    stand_at(trainer, 4)
+    stand_at(trainer, 6)
     module.bins.add(torch.tensor([0.9]), torch.tensor([9.0]))  # lost with the process
     callback.load_state_dict(kept)
     module.bins.add(torch.tensor([0.1]), torch.tensor([8.0]))

@@ -32,6 +32,10 @@ class LossByTime(L.Callback):
         first = not _distributed() or distributed.get_rank() == 0
         self._module.bins.totals.copy_(state_dict["totals"] * first)
 
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        """The step where it begins was logged when it was trained."""
+        self._logged = trainer.global_step
+
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         """Once for each step that is logged."""
         step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]

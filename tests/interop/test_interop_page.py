@@ -163,6 +163,7 @@ def test_a_published_pipeline_comes_in_is_trained_on_and_goes_out(
     ldm("export", root / "on", root / "ours", "--to", "safetensors")
     ours = load_file(root / "ours" / "model.safetensors")
     assert all(torch.equal(ours[n], v) for n, v in trained.items())
-    assert run(root, "again", f"{settings.replace(f'{root}/parts ', f'{root}/ours ')} {TINY}") == 0
+    settings = settings.replace(f"init={root}/parts", f"init={root}/ours")
+    assert run(root, "again", f"{settings} {TINY}") == 0
     pipeline = DiffusionPipeline.from_pretrained(root / "diffusers")
     assert pipeline("ball 3", num_inference_steps=2).images[0].size == (32, 32)

@@ -27,6 +27,7 @@ VERBS = (
     "doctor",
     "consolidate",
     "plan",
+    "completion",
 )
 
 
@@ -35,10 +36,20 @@ def parser_of_all() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldm", description="Latent diffusion models, from pictures to prompted samples."
     )
+    _add_verbs(parser)
+    return parser
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Verb -> its own parser."""
+    return _add_verbs(argparse.ArgumentParser(prog="ldm"))
+
+
+def _add_verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         import_module(f"ldm.commands.{verb}").add_parser(subparsers)
-    return parser
+    return subparsers.choices
 
 
 def main() -> int:

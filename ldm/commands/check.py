@@ -127,7 +127,7 @@ def _given(key: str, node: Mapping[str, Any]) -> tuple[str, ...]:
 def _check_together(config: Mapping[str, Any]) -> None:
     """What each key allows on its own and not with another."""
     trainer, evaluation = config.get("trainer", {}), config.get("evaluation", {})
-    devices = _devices(trainer)
+    devices = devices_of(trainer)
     batch, turns = config["global_batch"], config["accumulate"]
     if batch % (devices * turns):
         raise ValueError(
@@ -188,7 +188,7 @@ def _check_metrics(names: Sequence[str]) -> None:
             )
 
 
-def _devices(trainer: Mapping[str, Any]) -> int:
+def devices_of(trainer: Mapping[str, Any]) -> int:
     """As far as the configuration says; `auto` counts as one."""
     devices, nodes = trainer.get("devices"), trainer.get("num_nodes") or 1
     if isinstance(devices, list):

@@ -1,9 +1,12 @@
 """A configuration from overrides, for verbs that do not train."""
 
+import sys
 from collections.abc import Sequence
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ldm.commands.errors import CONF, choices_of, nearest
@@ -36,3 +39,11 @@ def choices(group: str) -> list[str]:
             f"(there are: {', '.join(groups)})"
         )
     return choices_of(group)
+
+
+def typed() -> list[str]:
+    """What was typed for this training: of several by `-m`, its own settings."""
+    if HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        words = HydraConfig.get().overrides.task
+        return [word.replace("\\{", "{").replace("\\}", "}") for word in words]  # as it was typed
+    return sys.argv[1:]

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.building import build
 from ldm.commands.choices import choice, sampler_node
-from ldm.commands.evaluate import load
 from ldm.commands.options import Asked
-from ldm.commands.parts import TrainedDiffusion, autocast_dtype
+from ldm.commands.parts import TrainedDiffusion, autocast_dtype, load_diffusion
 from ldm.diffusion import Denoiser, Guidance, Sampler
 from ldm.frozen.spatial import BroughtBeside
 from ldm.generate import TextToImage
+from ldm.runs.checkpoints import run_named
 from ldm.runs.folder import RunFolder
 
 
@@ -80,7 +80,7 @@ def manner_of(config: DictConfig) -> DictConfig:
 def weaker_denoiser(run: str, device: str | None = None) -> Denoiser:
     """The averaged network of another run, or of one of its checkpoints, for autoguidance:
     `guidance.weaker={_target_: ldm.commands.drawing.weaker_denoiser, run: RUN}`."""
-    denoiser: Any = load(run, None).denoiser
+    denoiser: Any = load_diffusion(run).denoiser
     denoiser.network.to(device_of(device))
     return denoiser
 
@@ -156,9 +156,7 @@ def _interval(text: str) -> tuple[float, float]:
 
 def _refuse_other_parts(trained: TrainedDiffusion, target: str) -> None:
     """The two networks must see the same latents and words."""
-    path = Path(target)
-    run = path.parent.parent if path.name.startswith("step-") else path
-    other = OmegaConf.create(RunFolder(run).config())
+    other = OmegaConf.create(RunFolder(run_named(Path(target))).config())
     for key in ("latent", "text", "image_size"):
         if trained.config[key] != other[key]:
             raise ValueError(

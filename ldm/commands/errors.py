@@ -1,6 +1,7 @@
 """What a person sees when something is refused: one line, and an exit code that means something.
 
-0 done, 2 refused before anything was trained (configuration, data, files), 3 failed in training.
+0 done, 2 refused before anything was trained (configuration, data, files), 3 failed in training,
+130 ended by Ctrl-C.
 """
 
 import difflib
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 REFUSED, FAILED = 2, 3
+INTERRUPTED = 130  # as a shell has it
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -22,6 +24,9 @@ def reported(main: Callable[[], Any]) -> int:
         return main() or 0
     except (ValueError, FileNotFoundError) as error:
         return _say(str(error))
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:  # Hydra's and OmegaConf's classes, without importing either here
         if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
             raise

@@ -50,21 +50,19 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ldm.commands.judging import join_ranks
+    from ldm.runs.checkpoints import run_named
 
     ranks = join_ranks()
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    if target.name == "last":
-        target = target.resolve()
-    is_run = (target / "config.yaml").is_file() or target.name.startswith("step-")
-    run_folder = target.parent.parent if target.name.startswith("step-") else target
+    run_folder = run_named(target)
+    is_run = (run_folder / "config.yaml").is_file()
     out = Path(arguments.out) if arguments.out else run_folder / "evaluation"
     drawn = is_run and stage_of(run_folder) == "diffusion"
     if arguments.sweep and not drawn:
         raise ValueError("--sweep draws pictures from prompts: name a run of stage diffusion")
     if drawn:
-        arguments.target = str(target)
         rows = _run_rows(arguments, cells, out, device, ranks)
     elif is_run:
         from ldm.commands.evaluate_reconstructions import reconstruction_row
@@ -127,9 +125,10 @@ def _run_rows(
         data_of,
         named_references,
     )
+    from ldm.commands.parts import load_diffusion
     from ldm.metrics import MetricGroup
 
-    trained = load(arguments.target, arguments.first_stage)
+    trained = load_diffusion(arguments.target, arguments.first_stage)
     data = data_of(trained.config)
     prompts = prompts_of(arguments, data["val"])
     named = named_references(arguments.reference)
@@ -203,21 +202,6 @@ def _folder_row(
     values = judge(pictures, metrics, batch_size=arguments.batch_size, device=device, ranks=ranks)
     names = choices.names(metrics.metrics)
     return {"pictures": len(pictures.files), "values": values, "names": names}
-
-
-def load(target: str, first_stage: str | None) -> Any:
-    """The trained model of a run's newest checkpoint, or of the checkpoint folder that is named."""
-    from ldm.commands.parts import load_diffusion
-    from ldm.runs.checkpoints import Checkpoint
-
-    path = Path(target)
-    if not path.name.startswith("step-"):
-        return load_diffusion(target, first_stage)
-    checkpoint = Checkpoint(path, int(path.name.removeprefix("step-")))
-    damage = checkpoint.damage()
-    if damage is not None:
-        raise ValueError(f"{path}: {damage}; name another checkpoint")
-    return load_diffusion(str(path.parent.parent), first_stage, checkpoint)
 
 
 def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[str]:

@@ -13,7 +13,7 @@ from ldm.commands.parts import load_autoencoder
 from ldm.commands.weights import newest
 from ldm.data import all_pictures
 from ldm.metrics import MetricGroup
-from ldm.runs.checkpoints import Checkpoint
+from ldm.runs.checkpoints import checkpoint_named, run_named
 from ldm.runs.folder import RunFolder
 
 DEFAULT = "psnr,ssim,fd_clip"
@@ -23,19 +23,14 @@ def reconstruction_row(
     arguments: argparse.Namespace, target: Path, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
     """Each metric's value over all validation pictures, which the ranks share."""
-    is_checkpoint = target.name.startswith("step-")
-    folder = RunFolder(target.parent.parent if is_checkpoint else target)
+    folder = RunFolder(run_named(target))
     config = OmegaConf.create(folder.config())
     if config.stage_name != "autoencoder":
         raise ValueError(
             f"{target} holds a run of stage {config.stage_name!r}, which makes no pictures: name "
             "one of stage autoencoder or diffusion"
         )
-    checkpoint = newest(folder)
-    if is_checkpoint:
-        checkpoint = Checkpoint(target, int(target.name.removeprefix("step-")))
-        if damage := checkpoint.damage():
-            raise ValueError(f"{target}: {damage}; name another checkpoint")
+    checkpoint = checkpoint_named(target) or newest(folder)
     data = data_of(config)
     references = References(data, named_references(arguments.reference), device)
     clip = arguments.clip or config.evaluation.clip

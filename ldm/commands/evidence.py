@@ -37,16 +37,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from ldm.commands.evaluate import load
     from ldm.commands.evidence_claims import claims
     from ldm.commands.evidence_page import markdown, page
     from ldm.commands.evidence_subject import Subject
+    from ldm.commands.parts import load_diffusion
 
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    target = Path(arguments.target)
-    run_folder = target.parent.parent if target.name.startswith("step-") else target
-    trained = load(arguments.target, arguments.first_stage)
-    out = Path(arguments.out) if arguments.out else run_folder / "evidence"
+    trained = load_diffusion(arguments.target, arguments.first_stage)
+    out = Path(arguments.out) if arguments.out else trained.folder.path / "evidence"
     out.mkdir(parents=True, exist_ok=True)
     subject = Subject.of(trained, arguments, out, device)
     found = []

@@ -25,10 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps < 2:
         raise ValueError(f"--steps {arguments.steps}: a chain has two ends; give 2 or more")
 
-    from ldm.commands.evaluate import load
+    from ldm.commands.parts import load_diffusion
     from ldm.commands.reconstruct import read_picture
 
-    trained = load(arguments.run, arguments.first_stage)
+    trained = load_diffusion(arguments.run, arguments.first_stage)
     image = read_picture(Path(arguments.image), trained.config.image_size)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)

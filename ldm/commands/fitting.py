@@ -9,9 +9,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from ldm.commands.building import build
-from ldm.commands.check import _devices
+from ldm.commands.check import devices_of
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
-from ldm.commands.parts import agree, first_stage_lacks, load_codec, precision_of, widen
+from ldm.commands.parts import (
+    agree,
+    first_stage_lacks,
+    learns_variance,
+    load_codec,
+    precision_of,
+    widen,
+)
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
@@ -101,7 +108,7 @@ def fit(config: DictConfig) -> None:
             f"with texts of width {config.text.width} ({' '.join(str(error).split())}); "
             "set another backbone, or an image_size that fits"
         ) from error
-    learned = OmegaConf.select(config, "diffusion.variance") is not None
+    learned = learns_variance(config)
     wanted = config.latent.channels * (2 if learned else 1)
     if shape != (x.shape[0], wanted, *x.shape[2:]):
         told = " (diffusion.variance is learned too)" if learned else ""
@@ -240,7 +247,7 @@ def _steps(config: DictConfig, todo: list[str], width: int | None) -> Iterator[t
     except FileNotFoundError as error:
         todo.append(f"make the data: {error}")
     yield "steps", f"{steps} of {batch} pictures, {seen:,} pictures in all"
-    devices = _devices(config.trainer)
+    devices = devices_of(config.trainer)
     per_device = batch // devices // config.accumulate
     yield "batch", f"{batch} = {devices} devices x {per_device} x {config.accumulate} turns"
     yield "precision", precision_of(config.precision)

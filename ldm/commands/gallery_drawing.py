@@ -14,8 +14,8 @@ from PIL import Image as Pictures
 from ldm.commands.choices import choice
 from ldm.commands.drawing import text_to_image
 from ldm.commands.errors import choices_of
-from ldm.commands.evaluate import load
 from ldm.commands.gallery_wish import Glimpse, Wish
+from ldm.commands.parts import load_diffusion
 from ldm.generate import save_png, to_picture
 from ldm.runs.checkpoints import checkpoints
 from ldm.runs.folder import RunFolder
@@ -134,7 +134,7 @@ class Studio:
             if name not in self.checkpoints():
                 raise ValueError(f"checkpoint={name!r}: is not there (any more); choose another")
             path = RunFolder(self.runs[run]).checkpoints / step
-            self._loaded[name] = load(str(path), self.first_stage)
+            self._loaded[name] = load_diffusion(str(path), self.first_stage)
             while len(self._loaded) > LOADED:
                 self._loaded.pop(next(iter(self._loaded)))
         return self._loaded[name]

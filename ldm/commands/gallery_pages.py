@@ -15,14 +15,13 @@ from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image as Pictures
 
-from ldm.assets import resolve
 from ldm.commands.gallery_wish import Artist, Glimpse, Wish
+from ldm.commands.page import page
 
 LARGEST = 65_536  # bytes of a request
 POLICY = (
@@ -67,8 +66,8 @@ class Pages(BaseHTTPRequestHandler):
     def _get(self) -> None:
         path = urlsplit(self.path).path
         if path == "/":
-            page = Path(resolve("asset:gallery.html")).read_bytes()
-            self._send("text/html; charset=utf-8", page)
+            whole = page("gallery", "ldm gallery").encode()
+            self._send("text/html; charset=utf-8", whole)
         elif path == "/offer":
             self._send_json({**self.artist.offer(), "favourites": self.artist.favourites()})
         elif file := self.artist.favourite(path.removeprefix("/favourites/")):

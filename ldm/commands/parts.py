@@ -22,7 +22,7 @@ from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
 from ldm.interop.reading import holds_models, read_autoencoder
 from ldm.metrics import MetricGroup
 from ldm.models import Autoencoder
-from ldm.runs.checkpoints import Checkpoint
+from ldm.runs.checkpoints import Checkpoint, checkpoint_named, run_named
 from ldm.runs.folder import RunFolder
 from ldm.training.autoencoder import AutoencoderModule, latent_statistics
 from ldm.training.callbacks import LossByTime, Reconstructions, SampleQuality
@@ -198,11 +198,15 @@ def agree(key: str, asked: int | None, found: int, whose: str) -> None:
         )
 
 
+def learns_variance(config: DictConfig) -> bool:
+    """Whether the network's output is twice as wide as a latent."""
+    return config.diffusion.get("variance") is not None
+
+
 def widen(config: DictConfig) -> None:
     """Give the backbone the channels of a learned variance, where there is one and nothing is said
     of them."""
-    learned = config.diffusion.get("variance") is not None
-    if learned and config.backbone.get("out_channels") is None:
+    if learns_variance(config) and config.backbone.get("out_channels") is None:
         with open_dict(config):
             config.backbone.out_channels = 2 * config.latent.channels
 
@@ -227,15 +231,13 @@ class TrainedDiffusion:
     captions: CaptionEncoder
 
 
-def load_diffusion(
-    run: str, first_stage: str | None = None, checkpoint: Checkpoint | None = None
-) -> TrainedDiffusion:
-    """The averaged network of the checkpoint that is given or of the newest, with its codec
-    and text encoder."""
-    folder = RunFolder(Path(run))
+def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffusion:
+    """The averaged network of a run's newest checkpoint or of the one that is named, with its
+    codec and text encoder."""
+    folder = RunFolder(run_named(Path(target)))
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "diffusion")
-    checkpoint = checkpoint or newest(folder)
+    checkpoint = checkpoint_named(Path(target)) or newest(folder)
     network = trained_backbone(config, averaged(checkpoint))
     objective = build(config.diffusion, "diffusion")
     return TrainedDiffusion(

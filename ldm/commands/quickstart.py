@@ -2,11 +2,13 @@
 
 import argparse
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from ldm.commands.child import ended
+from ldm.runs.signals import RETRY
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = (
@@ -51,8 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         runs = [sys.executable, *command[1:]]
         if command[0] == "ldm":
             runs = [sys.executable, "-m", "ldm.commands", *command[1:]]
-        if code := subprocess.run(runs, check=False).returncode:
-            return code
+        code, asked = ended(runs)
+        if code or asked:
+            return code or RETRY
     minutes = (time.monotonic() - began) / 60
     diffusion = root / "quickstart-diffusion"
     print(

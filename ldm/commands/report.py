@@ -2,10 +2,9 @@
 
 import argparse
 import base64
-import html
-import json
 import re
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HEADLINES = ("sample/", "reconstruction/", "val/", "time/images_per_second")
@@ -23,18 +22,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file; FileNotFoundError where a folder is no run."""
-    from ldm.assets import resolve
+    from ldm.commands.page import page
 
     paths = [Path(path) for path in arguments.runs]
     stories = [story(path) for path in paths]
-    template = Path(resolve("asset:report.html")).read_text(encoding="utf-8")
-    title = html.escape(" · ".join(one["name"] for one in stories))
-    # "</script>" inside the data would end the element.
     shown = {"runs": stories, "differing": _differing(paths)}
-    data = json.dumps(shown, allow_nan=False).replace("</", "<\\/")
-    page = template.replace("__TITLE__", title).replace("__DATA__", data)
-    Path(arguments.out).write_text(page, encoding="utf-8")
-    print(f"{arguments.out}: {len(page) / 1e6:.1f} MB, opens anywhere")
+    text = page("report", " · ".join(one["name"] for one in stories), shown)
+    Path(arguments.out).write_text(text, encoding="utf-8")
+    print(f"{arguments.out}: {len(text) / 1e6:.1f} MB, opens anywhere")
     return 0
 
 
@@ -50,13 +45,14 @@ def _differing(paths: list[Path]) -> dict[str, list[str]]:
 def story(path: Path) -> dict[str, Any]:
     """What the page shows of a run, as JSON's kinds of values."""
     from ldm.commands import report_parts as parts
+    from ldm.commands.curves import without_repeats
     from ldm.commands.runs import age
     from ldm.runs.table import history, read_row
 
     row = read_row(path)
     if row is None:
         raise FileNotFoundError(f"{path}: not a run folder; name a folder that train.py wrote")
-    curves = history(path / "metrics.jsonl")
+    curves = without_repeats(history(path / "metrics.jsonl"))
     file = path / "config.yaml"
     config = _settings(file)
     evaluation = config.get("evaluation") or {}
@@ -64,7 +60,11 @@ def story(path: Path) -> dict[str, Any]:
     return {
         "name": row.name,
         "summary": f"{row.stage}, {row.state.name}, step {steps}, {age(row.changed)} ago",
-        "headline": {n: v[-1] for n, (_, v) in curves.items() if n.startswith(HEADLINES)},
+        "headline": {
+            name: median(values) if name.startswith("time/") else values[-1]
+            for name, (_, values) in curves.items()
+            if name.startswith(HEADLINES)
+        },
         "history": {name: _thinned(*curve) for name, curve in curves.items()},
         "samples": _samples(path / "samples"),
         "prompts": [str(prompt) for prompt in evaluation.get("grid_prompts") or []],

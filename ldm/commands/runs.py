@@ -16,7 +16,7 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(root="runs")
     verbs = parser.add_subparsers(dest="action", metavar="ACTION")
     listing = verbs.add_parser("list", help="one line a run, newest last (what `ldm runs` does)")
-    listing.add_argument("root", nargs="?", default="runs")
+    listing.add_argument("root", nargs="?", default="runs", help="the folder of the runs")
     _add_listing(listing)
     show = verbs.add_parser("show", help="all that is known of one run")
     show.add_argument("run")
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     rerun.add_argument("--anyway", action="store_true", help="with other code or data than then")
     rerun.set_defaults(func=rerun_run)
     clean = verbs.add_parser("clean", help="what could go; --yes deletes it")
-    clean.add_argument("root", nargs="?", default="runs")
+    clean.add_argument("root", nargs="?", default="runs", help="the folder of the runs")
     clean.add_argument("--yes", action="store_true", help="delete what was listed")
     clean.set_defaults(func=clean_runs)
 
@@ -113,9 +113,8 @@ def _refuse_unknown(key: str, rows: list[Any]) -> None:
         *sorted({name for row in rows for name in row.metrics}),
     ]
     if key not in known:
-        raise ValueError(
-            f"--sort {key}: no run has it{nearest(key, known)}; name one of {', '.join(known)}"
-        )
+        near = nearest(key, known) or f"; name one of {', '.join(known)}"
+        raise ValueError(f"--sort {key}: no run has it{near}")
 
 
 def _order(row: Any, key: str) -> Any:

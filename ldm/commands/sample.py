@@ -43,11 +43,11 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ldm.commands.drawing import text_to_image
-    from ldm.commands.evaluate import load
+    from ldm.commands.parts import load_diffusion
     from ldm.commands.trajectory import Trajectory, save_trajectory
     from ldm.generate import grid, save_png, to_picture
 
-    trained = load(arguments.run, arguments.first_stage)
+    trained = load_diffusion(arguments.run, arguments.first_stage)
     generate, settings = text_to_image(trained, arguments)
     source = _source(arguments, trained.config.image_size, generate.beside)
     if source is not None:

@@ -10,7 +10,7 @@ SHOWN = 8  # places along the way
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
     parser = subparsers.add_parser("stages", help="pictures of what both stages of a run do")
-    parser.add_argument("run", help="the folder of a diffusion run")
+    parser.add_argument("run", help="a diffusion run, or one of its checkpoints")
     parser.add_argument("--prompt", help="what is drawn (default: the run's first grid prompt)")
     parser.add_argument("--picture", help="what is compressed (default: the first of data.val)")
     parser.add_argument("--seed", type=int, default=0)

@@ -6,15 +6,16 @@ of its own by the command that a person would type.
 
 import argparse
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.child import ended
+from ldm.runs.signals import RETRY, SAVED
+
 ROOT = Path(__file__).parents[2]
-STOPPED = (75, 85)  # train.py's exit codes after a signal: the same command continues
 
 
 def add_parser(subparsers: Any) -> None:
@@ -51,12 +52,15 @@ def run(arguments: argparse.Namespace) -> int:
     for number, settings in proposals(study, arguments):
         command = command_of(arguments, number, settings)
         print(f"\n$ {shlex.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, *command[1:]], check=False).returncode
-        if code in STOPPED:
+        code, asked = ended([sys.executable, *command[1:]])
+        if code in (SAVED, RETRY):
             print(f"  stopped  trial {number}; the same command continues")
             return code
         judge(study, number, code, run_of(arguments, number), arguments.metric)
         print(f"    sweep  {write_page(study, folder)}", flush=True)
+        if asked:
+            print("  stopped  the same command continues")
+            return SAVED
     print(f"    sweep  {write_page(study, folder)}")
     return 0
 

@@ -1,7 +1,5 @@
 """The page of a sweep: what was tried, what came out, and which settings mattered."""
 
-import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
-from ldm.assets import resolve
+from ldm.commands.page import page
 
 ENOUGH = 5  # trials that ended well, before anything is said about what mattered
 
@@ -37,12 +35,9 @@ def write_page(study: Any, folder: Path) -> Path:
             for trial in trials
         ],
     }
-    template = Path(resolve("asset:sweep.html")).read_text(encoding="utf-8")
-    data = json.dumps(story, allow_nan=False).replace("</", "<\\/")
-    page = template.replace("__TITLE__", html.escape(study.study_name)).replace("__DATA__", data)
     path = folder / "sweep.html"
     draft = path.with_name(f".{path.name}")
-    draft.write_text(page, encoding="utf-8")
+    draft.write_text(page("sweep", study.study_name, story), encoding="utf-8")
     draft.replace(path)
     return path
 

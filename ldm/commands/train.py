@@ -17,6 +17,7 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import checked
+from ldm.commands.composing import typed
 from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
@@ -88,7 +89,7 @@ def train(config: DictConfig) -> int:
                     "put them back, set data.allow_change=true to go on with these, or set "
                     "name=ANOTHER"
                 )
-            notices = open_run(folder, plain, sys.argv)
+            notices = open_run(folder, plain, [sys.argv[0], *typed()])
             notices += ["data: other pictures, as data.allow_change says"] * other_data
             resumed = resume_point(folder, str(config.resume))
             for line in notices:
@@ -288,7 +289,7 @@ def _announce(
     lines = {
         "run": str(folder.path)
         + ("" if resumed is None else f"  (continues at step {resumed.step})"),
-        "settings": " ".join(sys.argv[1:]) or "(the defaults)",
+        "settings": " ".join(typed()) or "(the defaults)",
         "on": f"{world} x {device.type}, {config.precision}",
         "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
         "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",

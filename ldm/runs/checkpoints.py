@@ -138,6 +138,25 @@ def checkpoints(folder: Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
+def run_named(target: Path) -> Path:
+    """The run's folder, of itself or of one of its checkpoints (`RUN/checkpoints/step-00001000`,
+    or the links `last` and `best` beside it)."""
+    path = _followed(target)
+    return path.absolute().parents[1] if _NAME.fullmatch(path.name) else target
+
+
+def checkpoint_named(target: Path) -> Checkpoint | None:
+    """The checkpoint that is named itself, None where a run is; ValueError where it is damaged."""
+    path = _followed(target)
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return None
+    checkpoint = Checkpoint(path, int(match[1]))
+    if damage := checkpoint.damage():
+        raise ValueError(f"{target}: {damage}; name another checkpoint")
+    return checkpoint
+
+
 def newest_good(folder: Path) -> Iterator[Checkpoint | str]:
     """A warning for each damaged checkpoint, newest first (it is moved to `corrupt/`), then the
     newest that is good, if there is one."""
@@ -191,6 +210,10 @@ def _move(checkpoint: Checkpoint, folder: Path) -> Path:
     moved = folder / f"{checkpoint.path.name}-{os.getpid()}"
     checkpoint.path.rename(moved)
     return moved
+
+
+def _followed(target: Path) -> Path:
+    return target.resolve() if target.name in ("last", "best") else target
 
 
 def _point_at(name: str, path: Path) -> None:

@@ -22,12 +22,17 @@ from ldm.runs.folder import RunFolder, flatten
 
 _DIFF = 20_000  # characters of the uncommitted changes that are told
 _FINAL = ("val/", "sample/", "reconstruction/")  # what a run is judged by
-# TensorBoard's tab "custom scalars": what matters first, then whether it is healthy.
+_DISTANCES = "(fd_|s?fid|kid|cmmd|frechet|lpips).*"
+_SHARES = "(recall|precision|coverage|density|memorisation|diversity).*"
+# TensorBoard's tab "custom scalars", a plot a scale: what matters, then whether it is healthy.
 _LAYOUT = {
     "what matters": {
         "loss": ["Multiline", ["train/loss_mean", "val/loss"]],
-        "pictures from prompts": ["Multiline", ["sample/.*"]],
-        "reconstructions": ["Multiline", ["val/psnr", "reconstruction/.*"]],
+        "samples: distances": ["Multiline", [f"sample/{_DISTANCES}"]],
+        "samples: CLIP score": ["Multiline", ["sample/clip_score"]],
+        "samples: shares": ["Multiline", [f"sample/{_SHARES}"]],
+        "reconstructions: distances": ["Multiline", [f"reconstruction/{_DISTANCES}"]],
+        "reconstructions: PSNR in dB": ["Multiline", ["val/psnr"]],
     },
     "health": {
         "gradient norms": ["Multiline", ["grad/.*"]],

@@ -41,16 +41,24 @@ class WeightsAndBiases(WandbLogger):
 
 
 class MLflow(MLFlowLogger):
-    """A run `name` of `experiment` at `address`: a server, or a file as `sqlite:///PATH`. The
-    run's id is kept in `folder`, so that a run that is started again goes on there."""
+    """A run `name` of `experiment` at `address`: a server, or a file as `sqlite:///PATH`, with
+    pictures and texts in `mlruns/` beside it. The run's id is kept in `folder`, so that a run that
+    is started again goes on there."""
 
     def __init__(
         self, *, experiment: str, name: str, folder: str, axis: StepAxis, address: str
     ) -> None:
         record = Path(folder) / "mlflow.txt"
         known = record.read_text().strip() if record.is_file() else None
+        file = address.removeprefix("sqlite:///")
+        # Of itself MLflow would put them into the folder that the command was typed in.
+        beside = None if file == address else (Path(file).absolute().parent / "mlruns").as_uri()
         super().__init__(
-            experiment_name=experiment, run_name=name, tracking_uri=address, run_id=known
+            experiment_name=experiment,
+            run_name=name,
+            tracking_uri=address,
+            run_id=known,
+            artifact_location=beside,
         )
         self.axis, self._record = axis, record
 

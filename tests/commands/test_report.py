@@ -73,6 +73,19 @@ def test_the_page_is_self_contained_and_holds_the_run(run, tmp_path):
     assert story["headline"] == {"sample/clip_score": 2000.0}
 
 
+def test_a_curve_is_shown_once_and_the_speed_is_the_typical_one(run, tmp_path):
+    rates = [90.0, 100.0, 10.0]
+    lines = [
+        {"step": s, "train/loss": 1 / s, "train/loss_max": 1 / s, "train/loss_other": 2 / s}
+        for s in range(1, 9)
+    ]
+    lines += [{"step": 9 + i, "time/images_per_second": rate} for i, rate in enumerate(rates)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (story,) = json.loads(page_of(run, out=tmp_path / "page.html").data)["runs"]
+    assert set(story["history"]) == {"train/loss", "train/loss_other", "time/images_per_second"}
+    assert story["headline"] == {"time/images_per_second": 90.0}
+
+
 def test_several_runs_share_a_page(run, tmp_path):
     page = page_of(run, run, out=tmp_path / "page.html")
     told = json.loads(page.data)

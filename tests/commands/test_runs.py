@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from ldm.commands import main, runs
+from ldm.commands.curves import shown
 
 ROOT = Path(__file__).parents[2]
 TINY = "debug=[fast,deterministic] autoencoder=tiny image_size=32 trainer=cpu name=first"
@@ -156,3 +157,14 @@ def test_repeating_is_refused_with_other_code_or_data(ldm, tmp_path):
     code, _, error = ldm("runs", "rerun", "runs/old")
     assert code == 2
     assert "git checkout 0000" in error
+
+
+def test_a_page_of_plots_shows_what_runs_are_judged_by():
+    """Not what comes first in the alphabet: val/loss would be cut off."""
+    curve = ([1, 2], [0.5, 0.25])
+    names = [*(f"gradient/{n}" for n in range(20)), "sample/fid", "val/loss", "train/loss"]
+    one = dict.fromkeys(names, curve) | {"val/once": ([1], [1.0])}
+    found = shown([one, one])
+    assert found[:3] == ["sample/fid", "val/loss", "train/loss"]
+    assert len(found) == 12
+    assert shown([one, {"val/loss": curve, "val/once": curve}]) == ["val/loss"]

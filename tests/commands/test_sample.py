@@ -41,7 +41,7 @@ def sample(trained, tmp_path, monkeypatch):
     mask.paste(255, (20, 0, 40, 40))
     mask.save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ldm.commands.evaluate.load", lambda run, first_stage: trained)
+    monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: trained)
 
     def run(*arguments, verb="sample"):
         monkeypatch.setattr("sys.argv", ["ldm", verb, "runs/x", *arguments, "--out", "out"])
@@ -196,7 +196,7 @@ def test_options_become_the_sampler_and_the_manner(trained):
 def test_autoguidance_leads_away_from_the_other_run(trained, monkeypatch, tmp_path):
     OmegaConf.save(trained.config, tmp_path / "config.yaml")
     weaker = untrained()
-    monkeypatch.setattr("ldm.commands.drawing.load", lambda run, first_stage: weaker)
+    monkeypatch.setattr("ldm.commands.drawing.load_diffusion", lambda run: weaker)
     generate = generator(trained, autoguidance=str(tmp_path), guidance=2.0)
     condition = trained.captions(["a cat"])
     guided = generate._guided(condition, "")

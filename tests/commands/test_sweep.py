@@ -4,14 +4,18 @@ Training itself is replaced by a function of the settings, except where it is ab
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from argparse import Namespace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from ldm.commands import main, sweep
+from ldm.commands.child import Ended
 from ldm.commands.sweep_page import explained
 from ldm.commands.sweep_space import space_of
 
@@ -25,9 +29,9 @@ class Trainings:
     """Stands for `train.py`: val/loss is (log10 lr + 3)², plus a little for the critic."""
 
     def __init__(self):
-        self.seen, self.ends = [], {}
+        self.seen, self.ends, self.asked = [], {}, ()
 
-    def run(self, command, check):
+    def ended(self, command):
         settings = dict(word.split("=", 1) for word in command[2:])
         number = len(self.seen)
         self.seen.append(settings)
@@ -40,13 +44,13 @@ class Trainings:
             line = json.dumps({"step": 1, "val/loss": loss})
             with open(f"{folder}/metrics.jsonl", "w") as file:
                 file.write(line + "\n")
-        return SimpleNamespace(returncode=end)
+        return Ended(end, asked=number in self.asked)
 
 
 @pytest.fixture
 def trainings(monkeypatch):
     trainings = Trainings()
-    monkeypatch.setattr(sweep.subprocess, "run", trainings.run)
+    monkeypatch.setattr(sweep, "ended", trainings.ended)
     return trainings
 
 
@@ -107,6 +111,46 @@ def test_a_stopped_sweep_goes_on_where_it_was(ldm, trainings, tmp_path, monkeypa
     assert start(ldm, 6)[0] == 0
     assert len(trainings.seen) == 7  # nothing is left to do
     assert len({s["module.optimizer.lr"] for s in trainings.seen}) == 6
+
+
+def test_a_sweep_that_is_asked_to_stop_as_a_trial_ends_begins_no_other(ldm, trainings, tmp_path):
+    trainings.asked = (1,)
+    assert start(ldm, 4)[0] == 85
+    assert [trial["state"] for trial in story(tmp_path)["trials"]] == ["complete"] * 2
+    assert start(ldm, 4)[0] == 0
+    assert len(trainings.seen) == 4
+
+
+@pytest.mark.parametrize("to", ["both, as a terminal does", "this process alone"])
+def test_a_child_is_given_the_time_to_save(to, tmp_path):
+    """Longer than the quarter of a second that `subprocess.run` gives it after Ctrl-C."""
+    child = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(0.6); pathlib.Path(sys.argv[1]).touch(); sys.exit(85)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, save)\n"
+        "pathlib.Path(sys.argv[1] + '.began').touch(); time.sleep(20)\n"
+    )
+    parent = (
+        "import sys; from ldm.commands.child import ended\n"
+        "done = ended([sys.executable, *sys.argv[1:]])\n"
+        "sys.exit(done.code + done.asked)\n"
+    )
+    saved = tmp_path / "saved"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent, "-c", child, str(saved)],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    end = time.monotonic() + 20
+    while not saved.with_name("saved.began").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    if to == "this process alone":
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) == 86
+    assert saved.exists()
 
 
 def test_a_trial_that_lives_is_left_alone(ldm, trainings):

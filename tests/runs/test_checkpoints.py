@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ import torch
 from ldm.runs.checkpoints import (
     STATE,
     Checkpoint,
+    checkpoint_named,
     checkpoints,
     newest_good,
     prune,
+    run_named,
     tidy,
     write_checkpoint,
 )
@@ -78,6 +81,24 @@ def test_a_damaged_newest_is_set_aside_for_the_older(tmp_path, damage):
     assert "step-00000020" in warning
     assert good.step == 10
     assert len(list((tmp_path / "corrupt").iterdir())) == 1
+
+
+def test_a_run_and_its_checkpoints_are_named_as_people_name_them(tmp_path, monkeypatch):
+    run = tmp_path / "step-by-step"
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True)
+    for step in (10, 20):
+        write_checkpoint(folder, step, save(step))
+    assert run_named(run) == run
+    assert checkpoint_named(run) is None
+    for name, step in (("step-00000010", 10), ("last", 20)):
+        assert run_named(folder / name) == run
+        assert checkpoint_named(folder / name) == Checkpoint(folder / f"step-{step:08d}", step)
+    monkeypatch.chdir(folder)
+    assert run_named(Path("step-00000010")) == run
+    (folder / "step-00000010" / STATE).write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"step-00000010.*another size.*name another checkpoint"):
+        checkpoint_named(Path("step-00000010"))
 
 
 def test_order_is_by_step_whatever_the_clock_said(tmp_path):

@@ -133,8 +133,10 @@ class Starter:
             if not run.ended():
                 run.send(signal.SIGKILL)
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(60)
+        self.process.stdout.close()
 
 
 def serve() -> None:

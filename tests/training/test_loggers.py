@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run besides curves, and what other loggers are given."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import lightning as L
@@ -57,6 +58,11 @@ def test_what_is_known_of_the_step_of_a_checkpoint_is_recorded_once(folder):
     ]
 
 
+def _fits(chart, name):
+    """As TensorBoard's front end does: a regular expression from the beginning."""
+    return any(re.match(tag, name) for tag in chart.multiline.tag)
+
+
 def test_tensorboard_tells_settings_origin_and_what_matters(folder):
     axis = StepAxis()
     logger = TensorBoard(folder.path / "tensorboard", axis)
@@ -83,6 +89,12 @@ def test_tensorboard_tells_settings_origin_and_what_matters(folder):
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     assert next(category.title for category in layout.category) == "what matters"
     assert "train/loss_mean" in layout.category[0].chart[0].multiline.tag
+    plots = [
+        [chart.title for chart in layout.category[0].chart if _fits(chart, f"sample/{name}")]
+        for name in ("fd_clip", "fid", "kid_inception", "clip_score", "recall@5", "memorisation")
+    ]
+    distances, score, shares = (["samples: " + t] for t in ("distances", "CLIP score", "shares"))
+    assert plots == [distances, distances, distances, score, shares, shares]
     begun = plugin_data_pb2.HParamsPluginData.FromString(
         events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     )
@@ -150,6 +162,17 @@ def test_mlflow_goes_on_under_the_same_id(folder, monkeypatch):
     assert names == ["log_hyperparams", *["log_text"] * 6, "log_metrics", "log_image"]
     assert service.calls[-2][1] == ({"sample/recall_at_5": 0.5}, 0)
     assert service.calls[-1][2] == {"artifact_file": "samples/00000003.png"}
+
+
+def test_mlflows_files_lie_beside_its_database_wherever_one_types(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(MLFlowLogger, "__init__", lambda self, **given: told.append(given))
+    place = {"experiment": "ldm", "name": "run", "folder": str(tmp_path), "axis": StepAxis()}
+    monkeypatch.chdir(tmp_path)
+    MLflow(**place, address="sqlite:///runs/mlflow.db")
+    MLflow(**place, address="http://server:5000")
+    assert told[0]["artifact_location"] == (tmp_path / "runs" / "mlruns").as_uri()
+    assert told[1]["artifact_location"] is None  # the server's own
 
 
 def test_overfitting_sees_the_first_samples_only():

@@ -10,7 +10,7 @@ from typing import Any
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
     parser = subparsers.add_parser("encode", help="latent shards, from which stage two is faster")
-    parser.add_argument("run", help="the folder of a finished autoencoder run")
+    parser.add_argument("run", help="a finished autoencoder run, or what `ldm import` wrote")
     parser.add_argument("out", metavar="DST", help="where latent shards go")
     parser.add_argument(
         "--shards",
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.progress import track
 
-    from ldm.commands.parts import load_codec
+    from ldm.commands.parts import first_stage_at, load_codec
     from ldm.data import DataError, ShardData
     from ldm.runs.folder import RunFolder
     from ldm.runs.processes import rank, world
@@ -52,7 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
     codec.to(device)
     if captions is not None:
         captions.to(device)
-    size = RunFolder(Path(arguments.run)).config()["image_size"]
+    source = RunFolder(first_stage_at(arguments.run))
+    if not source.config_file.is_file():
+        raise ValueError(
+            f"{arguments.run} is another tool's and says no image_size: `ldm import "
+            f"{arguments.run} OUT --image-size N` first, then encode OUT"
+        )
+    size = source.config()["image_size"]
     data = ShardData(arguments.shards, size)
     folder = _folder(arguments, codec, captions, data)
     todo = folder.pending(data.set.sizes, rank(), world())

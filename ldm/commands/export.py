@@ -165,7 +165,8 @@ def _lora(arguments: argparse.Namespace, out: Path) -> str:
     plain: Any = build(config.backbone, "backbone")
     network = trained_backbone(config, averaged(newest(folder)), merged=False)
     write_lora(out, network, network_table(plain), component_of(plain))
-    return f"{FILE}; load_lora_weights of the pipeline that it belongs to loads it"
+    base = config.backbone.get("init")
+    return f"{FILE}; load_lora_weights of the pipeline that it belongs to, {base}, loads it"
 
 
 def _write_ours(out: Path, network: Any, config: Any) -> None:

@@ -253,9 +253,10 @@ def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffus
 def load_codec(run: str) -> LatentCodec:
     """The codec of a first-stage run, or of an autoencoder of another tool; ValueError where its
     weights and statistics do not belong together, FileNotFoundError where there are none."""
-    if _foreign(Path(run)):
-        return _foreign_codec(Path(run))
-    folder = RunFolder(Path(run))
+    place = first_stage_at(run)
+    if _foreign(place):
+        return _foreign_codec(place)
+    folder = RunFolder(place)
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "autoencoder")
     if not (folder.path / LATENTS).is_file():
@@ -276,7 +277,7 @@ def load_autoencoder(config: DictConfig, checkpoint: Checkpoint) -> Autoencoder:
 
 def first_stage_lacks(run: str) -> str | None:
     """What must be done before this first stage can be used; None where it can be."""
-    folder = RunFolder(Path(run))
+    folder = RunFolder(first_stage_at(run))
     if _foreign(folder.path):
         return None
     if not folder.config_file.is_file():
@@ -287,6 +288,13 @@ def first_stage_lacks(run: str) -> str | None:
     if not (folder.path / LATENTS).is_file():
         return f"finish first_stage={run}: it has no {LATENTS} yet"
     return None
+
+
+def first_stage_at(run: str) -> Path:
+    """The folder that is meant: of what `ldm import` wrote, the part."""
+    path = Path(run)
+    part = path / "first_stage"
+    return path if _foreign(path) or not RunFolder(part).config_file.is_file() else part
 
 
 def _foreign(path: Path) -> bool:

@@ -106,7 +106,7 @@ ENLARGING = {"kind": "Enlarging", "arguments": {"factor": 4}, "channels": 4}
 
 def test_an_inpainting_network_hears_of_the_mask_and_of_what_is_kept(sample, trained, monkeypatch):
     made, heard = told_of_pictures(trained, INPAINTING)
-    monkeypatch.setattr("ldm.commands.evaluate.load", lambda run, first_stage: made)
+    monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: made)
     assert sample("a cat") == 0
     assert set(heard) == {None}
     heard.clear()
@@ -129,7 +129,7 @@ def test_an_inpainting_network_hears_of_the_mask_and_of_what_is_kept(sample, tra
 
 def test_an_enlarging_network_hears_of_the_small_picture(sample, trained, monkeypatch, capsys):
     made, heard = told_of_pictures(trained, ENLARGING)
-    monkeypatch.setattr("ldm.commands.evaluate.load", lambda run, first_stage: made)
+    monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: made)
     with Image.open("a.png") as picture:
         picture.resize((8, 8), Image.Resampling.BICUBIC).save("small.png")
     assert sample("a cat", "--init-image", "a.png", "--guidance", "1") == 0

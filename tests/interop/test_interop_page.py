@@ -148,10 +148,11 @@ def test_a_published_pipeline_comes_in_is_trained_on_and_goes_out(
     """From `ldm import` to every `ldm export --to`, and back in."""
     root, sd = places["root"], places["sd"]
     ldm("import", sd, root / "parts", "--image-size", 32)
-    settings = SD15.format(sd=sd).replace(f"{sd}/vae", f"{root}/parts/first_stage")
+    settings = SD15.format(sd=sd).replace(f"{sd}/vae", f"{root}/parts")
     settings = settings.replace(f"{sd}/unet", f"{root}/parts")
     assert run(root, "on", f"{settings} {TINY}") == 0
     assert "backbone from" in capfd.readouterr().out
+    ldm("encode", root / "parts", root / "latents", "--no-text", "--shards", root / "shards/*.tar")
     trained = load_diffusion(str(root / "on")).denoiser.network.state_dict()
     for form, written in (("diffusers", ""), ("compvis", "model.safetensors")):
         ldm("export", root / "on", root / form, "--to", form, "--licence", "cc0-1.0")
@@ -162,6 +163,7 @@ def test_a_published_pipeline_comes_in_is_trained_on_and_goes_out(
     ldm("export", root / "on", root / "ours", "--to", "safetensors")
     ours = load_file(root / "ours" / "model.safetensors")
     assert all(torch.equal(ours[n], v) for n, v in trained.items())
-    assert run(root, "again", f"{settings.replace(f'{root}/parts ', f'{root}/ours ')} {TINY}") == 0
+    settings = settings.replace(f"init={root}/parts", f"init={root}/ours")
+    assert run(root, "again", f"{settings} {TINY}") == 0
     pipeline = DiffusionPipeline.from_pretrained(root / "diffusers")
     assert pipeline("ball 3", num_inference_steps=2).images[0].size == (32, 32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_parts import parsed
 
-from ldm.commands import importing
+from ldm.commands import encode, importing
 from ldm.interop.files import read_weights, write_json, write_weights
 
 
@@ -70,6 +70,16 @@ def test_a_pickle_with_code_is_refused_and_not_run(
 def test_a_hub_name_says_what_to_do(tmp_path: Path) -> None:
     arguments = parsed(importing, "import", "stabilityai/some-model", str(tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="not fetched, so download it"):
+        arguments.func(arguments)
+
+
+def test_another_tools_autoencoder_is_imported_before_it_encodes(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    """Its folder does not say how large pictures are."""
+    words = (str(pipeline / "vae"), str(tmp_path / "latents"), "--shards", "none.tar")
+    arguments = parsed(encode, "encode", *words, "--no-text")
+    with pytest.raises(ValueError, match=r"says no image_size: `ldm import .*vae OUT --image"):
         arguments.func(arguments)
 
 

@@ -35,7 +35,9 @@ def as_restructured_text(app, what, name, thing, options, lines):
         if line and made and made[-1] and (apart or (depth < before and not field)):
             made.append("")
         field = begins or (field and (depth > 0 or not line))
-        parts = (_ARGUMENT.sub(r":\1: ", line, count=1) if begins else line).split("`")
+        if field and depth > 0:
+            line = f"  {line.strip()}"  # goes on with the list's item
+        parts = (_ARGUMENT.sub(r"- ``\1``: ", line, count=1) if begins else line).split("`")
         parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]  # outside of quoted names
         made.append("`".join(parts))
         before = depth if line else 0

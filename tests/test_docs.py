@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -158,3 +159,26 @@ def test_the_metric_of_the_worked_example_tells_one_picture_from_many(extended):
     metric.reset()
     metric.update(images, [""] * 16)
     assert float(metric.compute()) < 0.99
+
+
+def test_the_site_has_every_page_in_its_order():
+    """Sphinx's table of contents, and the table that people read in the repository."""
+    index = (ROOT / "docs" / "index.md").read_text()
+    toctree = re.search(r"```\{toctree\}(.*?)```", index, re.S)[1].split("\n\n")[1].split()
+    shown = [name.removesuffix(".md") for name in re.findall(r"\]\(([\w-]+\.md)\)", index)]
+    assert toctree == [*shown, "api/modules"]
+    assert {*shown, "index"} == {page.stem for page in PAGES} - {"README"}
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Record: docs/index.md. Two minutes of processor."""
+    pytest.importorskip("sphinx")
+    pytest.importorskip("myst_parser")
+    words = ["-m", "sphinx", "-E", "-W", "--keep-going", ROOT / "docs", tmp_path / "site"]
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "site" / "api" / "ldm.diffusion.samplers.html").read_text()
+    assert "Song et al. 2020" in page

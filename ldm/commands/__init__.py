@@ -1,6 +1,8 @@
 """The ldm command: one small module a verb. Hydra stops here."""
 
 import argparse
+import os
+import sys
 from importlib import import_module
 
 from ldm.commands.errors import reported
@@ -55,4 +57,10 @@ def _add_verbs(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 def main() -> int:
     """Parse the command line and run the verb."""
     arguments = parser_of_all().parse_args()
-    return reported(lambda: arguments.func(arguments))
+    try:
+        code = reported(lambda: arguments.func(arguments))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `ldm … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -22,6 +23,15 @@ CASES = {
     "ldm check sampler=dpmpp_2m_": ["dpmpp_2m_sde"],
     "ldm check precis": ["precision="],
 }
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in `ldm completion | head -1`."""
+    words = [sys.executable, "-m", "ldm.commands", "completion"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_bash_offers_what_there_is(tmp_path):

@@ -5,8 +5,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from ldm.commands.errors import reported
-from ldm.runs.processes import requeue
+from ldm.commands.errors import FAILED, REFUSED, reported
+from ldm.runs.processes import requeue, tell_final
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 
 stop_signals.install()  # a job may be told to stop while it is still importing
@@ -22,8 +22,14 @@ def main(config: DictConfig) -> None:
     if code in (SAVED, RETRY):
         requeue()
     if code:
-        sys.exit(code)
+        leave(code)
+
+
+def leave(code: int) -> None:
+    """End with this code."""
+    tell_final(code, (REFUSED, FAILED))
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(reported(main))
+    leave(reported(main))

@@ -47,8 +47,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
             group, _, head = group.rpartition("/")
             choice = f"{head}/{choice}"
         return unknown_choice(group, choice) if group else " ".join(text.split())
-    if match := re.search(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]}: not set, and there is no default; set {match[1]}=VALUE"
+    if match := re.search(r"Missing mandatory value: (\S+)(?:.*?full_key: (\S+))?", text, re.S):
+        key = match[2] or match[1]
+        return f"{key}: not set, and there is no default; set {key}=VALUE"
     return " ".join(text.split())
 
 

@@ -87,6 +87,7 @@ def plan(arguments: argparse.Namespace) -> int:
             "peak in (0, 1] and at least one device; image peers reach 0.12 to 0.28"
         )
     config = composed(arguments.settings)
+    _stand_in(config)
     checked(config)
     peak, memory = GPUS[arguments.gpu]
     captions = None
@@ -110,6 +111,17 @@ def plan(arguments: argparse.Namespace) -> int:
     for line in lines(need, arguments.gpu, memory):
         print(line)
     return 0
+
+
+def _stand_in(config: Any) -> None:
+    """Something where pictures, a first stage or frozen weights are named: a plan opens none."""
+    from omegaconf import OmegaConf
+
+    for node, key in ((config.data, "folder"), (config, "first_stage")):  # others are made of these
+        if OmegaConf.is_missing(node, key):
+            node[key] = "NOT_NAMED"
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, "NOT_NAMED")
 
 
 def peak_of(device: str) -> float | None:
@@ -150,11 +162,35 @@ def with_sizes(config: Any) -> Any:
 
     from ldm.commands.text import text_encoder
 
-    captions = text_encoder(config)
+    try:
+        captions: Any = text_encoder(config)
+    except FileNotFoundError as error:
+        if config.text.width is None:
+            raise FileNotFoundError(
+                f"{error}; a plan does with its widths: set text.width=768 text.pooled_width=0, say"
+            ) from None
+        captions = _Silent(config.text.width, config.text.pooled_width or 0)
     with open_dict(config):
         config.latent = dict(zip(("channels", "size"), latent_shape(config), strict=True))
         config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
     return captions
+
+
+@dataclass(frozen=True)
+class _Silent:
+    """Stands for a text encoder that is not there: 77 tokens that say nothing."""
+
+    width: int
+    pooled_width: int
+
+    def __call__(self, captions: list[str]) -> Any:
+        import torch
+
+        from ldm.types import Condition
+
+        pooled = torch.zeros(1, self.pooled_width) if self.pooled_width else None
+        mask = torch.ones(1, 77, dtype=torch.bool)
+        return Condition(torch.zeros(1, 77, self.width), mask, pooled)
 
 
 def backbone_cost(config: Any, captions: Any) -> Cost:
@@ -165,7 +201,7 @@ def backbone_cost(config: Any, captions: Any) -> Cost:
 
     from ldm.commands.building import build
 
-    condition = captions(["a caption"])
+    condition = captions([""])  # which every encoder reads, one of classes too
     pooled = condition.pooled
     meta = replace(
         condition,

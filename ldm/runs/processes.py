@@ -75,6 +75,15 @@ def job_end() -> str | None:
     return match[1] if match else None
 
 
+def tell_final(code: int, final: tuple[int, ...]) -> None:
+    """Leave a code that another start will not change in the file that the batch script names
+    (`LDM_FINAL`): of ranks that end and ranks that it then kills, srun gives the largest code."""
+    path = os.environ.get("LDM_FINAL")
+    if path and code in final:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(f"{code}\n")
+
+
 def requeue() -> None:
     """Put the Slurm job back into the queue where no batch script does it: under submitit."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm" or rank() != 0:

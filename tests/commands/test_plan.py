@@ -56,6 +56,18 @@ def test_every_autoencoder_can_be_reckoned():
         assert training_cost(config).forward > 1e6, name
 
 
+@pytest.mark.parametrize(
+    ("settings", "millions"),
+    [
+        (["experiment=imagenet/dit_xl_2"], 674.8),
+        (["experiment=imagenet/vavae_f16"], 69.8),
+        (["experiment=laion/sd15", "text.width=768", "text.encoder.source=nowhere"], 859.5),
+    ],
+)
+def test_recipes_are_planned_without_pictures_and_weights(capsys, settings, millions):
+    assert planned(capsys, *settings)["network"].startswith(f"{millions} M parameters")
+
+
 def planned(capsys, *settings, gpu="H100", devices=8, utilisation=0.3):
     """What `ldm plan` prints, as name -> line."""
     arguments = argparse.Namespace(

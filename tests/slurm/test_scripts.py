@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ldm.runs.processes import tell_final
+
 SLURM = Path(__file__).parents[2] / "slurm"
 JOB = {
     "SLURM_JOB_ID": "4711",
@@ -33,6 +35,7 @@ def run(tmp_path, script, code, *arguments, requeue=0):
     done = subprocess.run(
         ["bash", str(SLURM / script), *arguments],
         env={"PATH": path, **JOB},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
@@ -48,6 +51,30 @@ def test_it_is_requeued_only_where_that_helps(tmp_path, script, code, requeued):
     done, calls = run(tmp_path, script, code, "experiment=x", "name=y")
     assert done.returncode == code
     assert any(call.startswith("requeue") for call in calls) == requeued
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "sweep.sbatch"])
+@pytest.mark.parametrize("code", [2, 3])
+def test_the_first_rank_that_gives_up_counts_and_not_the_one_that_was_killed_for_it(
+    tmp_path, script, code
+):
+    done, calls = run(tmp_path, script, f"143 $(echo {code} > $LDM_FINAL)", "name=y")
+    assert done.returncode == code
+    assert not any(call.startswith("requeue") for call in calls)
+    assert not list(tmp_path.glob(".final*"))
+
+
+def test_a_training_leaves_only_codes_that_another_start_will_not_change(tmp_path, monkeypatch):
+    file = tmp_path / "final"
+    monkeypatch.setenv("LDM_FINAL", str(file))
+    for code in (0, 1, 75, 85):
+        tell_final(code, (2, 3))
+        assert not file.exists()
+    tell_final(3, (2, 3))
+    assert file.read_text() == "3\n"
+    monkeypatch.delenv("LDM_FINAL")
+    tell_final(2, (2, 3))
+    assert file.read_text() == "3\n"
 
 
 def test_where_it_cannot_be_requeued_it_says_how_to_go_on(tmp_path):

@@ -1,7 +1,9 @@
 """The three trainings as compositions of parts, and the way from a finished run back to them."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,8 @@ class DiffusionStage:
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
         """Say how to use it."""
-        print(f'      try  ldm sample {folder.path} "red apple" --out out')
+        shown = self.config.evaluation.grid_prompts or list(islice(data.val.captions(), 1))
+        print(f"      try  ldm sample {folder.path} {shlex.quote(str(shown[0]))} --out out")
 
     def _fit(self, codec: LatentCodec, captions: CaptionEncoder) -> None:
         config = self.config

@@ -26,7 +26,8 @@ WHOLE = (  # they encode every shipped picture
     "ldm encode runs/trial-ae runs/trial-latents",
     "ldm encode runs/folder-autoencoder my-latents",
 )
-FIRST = "quickstart-autoencoder second-try folder-autoencoder trial-ae FIRST_STAGE A B NAME"
+FIRST = "quickstart-autoencoder emoji-autoencoder folder-autoencoder trial-ae second-try "
+FIRST += "FIRST_STAGE A B NAME"
 SECOND = "quickstart-diffusion folder-diffusion emoji-diffusion emoji-full emoji-long"
 FOUND = {line: page.name for page in PAGES for line in commands(page) if line.startswith("ldm ")}
 
@@ -62,6 +63,7 @@ def place(models, tmp_path, monkeypatch):
     for model, names in (("first", FIRST), ("second", SECOND)):
         for name in names.split():
             (tmp_path / "runs" / name).symlink_to(models / model)
+    (tmp_path / "FOLDER").symlink_to("runs")
     (tmp_path / "my-shards").mkdir()
     (tmp_path / "my-pictures").mkdir()
     with tarfile.open(next(Path(resolve("asset:emoji")).glob("val-*.tar"))) as shard:

@@ -1,7 +1,6 @@
 """`ldm reconstruct`: pictures through a first stage and back."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,10 @@ def _lpips(given: str | None) -> Any:
     """The distance; None where no file is named and none is at the usual places."""
     import torch
 
+    from ldm.commands.choices import choice
     from ldm.models import LPIPS
 
-    usual = os.environ.get("LDM_VGG16", "weights/vgg16-397923af.pth")
+    usual = choice("metrics", "lpips").features.weights
     if given is None and not Path(usual).is_file():
         return None
     return LPIPS(given or usual).to(torch.device("cpu"))

@@ -159,7 +159,7 @@ class JsonLines(Logger):
     def __init__(self, path: Path, axis: StepAxis, after: int | None = None) -> None:
         super().__init__()
         self.path, self.axis = path, axis
-        self._known: set[tuple[int, str]] = set()
+        self._after, self._known = after, set[str]()
         if after is not None and path.exists():
             self._cut(after)
 
@@ -181,7 +181,8 @@ class JsonLines(Logger):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """One line, if there is anything new."""
         now = self.axis.step
-        new = {k: v for k, v in metrics.items() if k != "epoch" and (now, k) not in self._known}
+        known = self._known if now == self._after else ()
+        new = {k: v for k, v in metrics.items() if k != "epoch" and k not in known}
         values = {k: v if math.isfinite(v) else str(v) for k, v in new.items()}
         if values:
             with self.path.open("a") as file:
@@ -198,7 +199,7 @@ class JsonLines(Logger):
             if told["step"] <= after:
                 kept.append(line + "\n")
             if told["step"] == after:
-                self._known |= {(after, name) for name in told}
+                self._known |= set(told)
         draft = self.path.with_name(f".{self.path.name}")
         draft.write_text("".join(kept))
         draft.replace(self.path)

@@ -1,7 +1,9 @@
 """`ldm import`: weights of other tools as parts that a training here starts from."""
 
 import argparse
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("out", help="the folder to write; it must not exist yet")
     parser.add_argument(
         "--scale",
-        type=float,
-        default=0.18215,
-        help="what a CompVis checkpoint multiplies latents with (default: SD 1 and 2's 0.18215)",
+        help="what latents are multiplied with: a number, or the published autoencoder whose "
+        "it is, as sdxl or flux (default: as the source says; a CompVis checkpoint does not, and "
+        "is taken for sd)",
     )
     parser.add_argument("--image-size", type=int, default=512, help="(default: 512)")
     parser.add_argument(
@@ -66,16 +68,40 @@ def _parts(source: Path, arguments: argparse.Namespace) -> dict[str, Callable[[P
     if source.is_dir() and (source / "scheduler_config.json").is_file():
         return {"diffusion.yaml": lambda out: _write_diffusion(out, described)}
     network = read_network(source, arguments.family)
-    first = read_autoencoder(source, arguments.scale)
+    first = read_autoencoder(source)
     if network is not None:
         parts["backbone"] = lambda out: _write_backbone(out, network)
     if first is not None:
+        if arguments.scale is not None:
+            first = _scaled(first, arguments.scale)
         parts["first_stage"] = lambda out: _write_first_stage(out, first, arguments.image_size)
     if described is not None:
         parts["diffusion.yaml"] = lambda out: _write_diffusion(out, described)
     if network is not None and _has_text(source):
         parts["text.yaml"] = lambda out: _write_text(out, text_node(source, out))
     return parts
+
+
+def _scaled(first: Any, wish: str) -> Any:
+    """The first stage with a published one's shift and scale, or with a number as its scale."""
+    from ldm.frozen import PUBLISHED
+
+    if (known := PUBLISHED.get(wish)) is not None:
+        network = first.autoencoder
+        has, wanted = (network.latent_channels, network.factor), (known.channels, known.factor)
+        if has != wanted:
+            raise ValueError(
+                f"--scale {wish}: that autoencoder has {wanted[0]} latent channels at "
+                f"1/{wanted[1]} of the size, the source's has {has[0]} at 1/{has[1]}: name its own"
+            )
+        return replace(first, mean=known.mean[0], std=known.std[0])
+    try:
+        scale = float(wish)
+    except ValueError:
+        scale = 0.0
+    if not 0 < scale < math.inf:
+        raise ValueError(f"--scale {wish}: give a number above 0, or one of {', '.join(PUBLISHED)}")
+    return replace(first, std=1 / scale)
 
 
 def _has_text(source: Path) -> bool:

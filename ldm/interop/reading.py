@@ -120,9 +120,9 @@ def read_network(source: Path, family: str = "dit") -> ReadNetwork | None:
     return ReadNetwork(unet, arguments)
 
 
-def read_autoencoder(source: Path, scale: float = 0.18215) -> ReadAutoencoder | None:
-    """The first stage, None where the source has none. `scale` is what a CompVis checkpoint
-    multiplies latents with, which it does not say itself."""
+def read_autoencoder(source: Path) -> ReadAutoencoder | None:
+    """The first stage, None where the source has none. A CompVis checkpoint does not say what its
+    latents are multiplied with: Stable Diffusion 1 and 2's scale is taken."""
     if source.is_dir():
         folder = _part(source, ("vae", "vqvae"), AUTOENCODER_CLASSES)
         return None if folder is None else _diffusers_autoencoder(folder)
@@ -133,7 +133,7 @@ def read_autoencoder(source: Path, scale: float = 0.18215) -> ReadAutoencoder | 
     arguments = compvis.autoencoder_arguments_of(state)
     autoencoder = convolutional(arguments)
     load_autoencoder(autoencoder, compvis_autoencoder_table(autoencoder), state, str(source))
-    return ReadAutoencoder(autoencoder, arguments, 0.0, 1 / scale)
+    return ReadAutoencoder(autoencoder, arguments, 0.0, 1 / 0.18215)
 
 
 def read_described(source: Path) -> Described | None:

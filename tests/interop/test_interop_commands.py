@@ -1,5 +1,6 @@
 """`ldm import` and `ldm export` on whole folders."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,57 @@ def test_a_compvis_checkpoint_comes_in_and_goes_out(tmp_path: Path) -> None:
     with torch.no_grad():
         latent = (first.autoencoder.encode(image).mean - 0.1) / 2
     torch.testing.assert_close(codec.encode(image), latent, atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def flux(tmp_path: Path) -> Path:
+    """A small autoencoder of Flux's kind that says its shift and scale."""
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+    )
+    autoencoder.save_pretrained(tmp_path / "flux")
+    return tmp_path / "flux"
+
+
+def test_a_published_name_brings_the_shift_and_scale_of_that_autoencoder(
+    flux: Path, tmp_path: Path
+) -> None:
+    told, named, numbered = tmp_path / "told", tmp_path / "named", tmp_path / "numbered"
+    image = torch.rand(1, 3, 16, 16) * 2 - 1
+    for out, wish in ((told, []), (named, ["--scale", "flux"]), (numbered, ["--scale", "0.5"])):
+        arguments = parsed(importing, "import", str(flux), str(out), *wish)
+        assert arguments.func(arguments) == 0
+        silent = json.loads((flux / "config.json").read_text())
+        silent |= {"scaling_factor": 1.0, "shift_factor": 0.0}
+        (flux / "config.json").write_text(json.dumps(silent))
+    codec = load_codec(str(told))
+    torch.testing.assert_close(load_codec(str(named)).encode(image), codec.encode(image))
+    plain = AutoencoderKL.from_pretrained(flux)
+    with torch.no_grad():
+        mean = plain.encode(image).latent_dist.mean
+    torch.testing.assert_close(codec.encode(image), (mean - 0.1159) * 0.3611)
+    torch.testing.assert_close(load_codec(str(numbered)).encode(image), mean * 0.5)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [("sd", "16 at 1/8"), ("fluxx", "a number above 0, or one of sd, sdxl"), ("0", "above 0")],
+)
+def test_a_scale_that_cannot_be_meant_is_refused_before_anything_is_written(
+    flux: Path, tmp_path: Path, wish: str, said: str
+) -> None:
+    arguments = parsed(importing, "import", str(flux), str(tmp_path / "out"), "--scale", wish)
+    with pytest.raises(ValueError, match=said):
+        arguments.func(arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_diffusers_reads_our_compvis_checkpoint_as_we_mean_it(

@@ -21,9 +21,8 @@ def add_parser(subparsers: Any) -> None:
 
 def consolidate(arguments: argparse.Namespace) -> int:
     """Write the file, and say what is in it."""
-    from safetensors.torch import save_file
-
     from ldm.runs.checkpoints import checkpoints
+    from ldm.tensor_files import write_tensors
 
     given = Path(arguments.checkpoint).resolve()
     run = (given / "checkpoints").is_dir()
@@ -51,9 +50,7 @@ def consolidate(arguments: argparse.Namespace) -> int:
     home = checkpoint.path.parents[1]
     out = Path(arguments.out or home / f"weights-{checkpoint.step:08d}.safetensors")
     meta = {"run": home.name, "step": str(checkpoint.step), "weights": arguments.weights}
-    draft = out.with_name(f".{out.name}")
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, draft, meta)
-    draft.replace(out)
+    write_tensors(out, {name: tensor.clone() for name, tensor in tensors.items()}, meta)
     count = sum(tensor.numel() for tensor in tensors.values())
     print(f"wrote  {out}: {len(tensors)} tensors, {count / 1e6:.2f} M numbers")
     return 0

@@ -172,10 +172,10 @@ def _lora(arguments: argparse.Namespace, out: Path) -> str:
 def _write_ours(out: Path, network: Any, config: Any) -> None:
     import yaml
 
-    from ldm.interop.files import write_weights
+    from ldm.tensor_files import write_tensors
 
     out.mkdir(parents=True)
-    write_weights(out / "model.safetensors", network.state_dict())
+    write_tensors(out / "model.safetensors", network.state_dict())
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 

@@ -113,12 +113,12 @@ def _has_text(source: Path) -> bool:
 
 
 def _write_backbone(out: Path, found: Any) -> None:
-    from ldm.interop.files import write_weights
+    from ldm.tensor_files import write_tensors
 
     folder = out / "backbone"
     folder.mkdir(parents=True)
     _write_yaml(folder / "backbone.yaml", found.node)
-    write_weights(folder / "model.safetensors", found.network.state_dict())
+    write_tensors(folder / "model.safetensors", found.network.state_dict())
 
 
 def _write_first_stage(out: Path, found: Any, size: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image as Pictures
 from torch import Tensor, distributed
 
+from ldm import ranks
 from ldm.commands.reconstruct import read_picture
 from ldm.data import normalise
 from ldm.generate import save_png, to_picture
@@ -124,7 +125,7 @@ class Ranks:
 def join_ranks() -> Ranks:
     """Meets the other ranks where torchrun started several."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world > 1 and not distributed.is_initialized():
+    if world > 1 and not ranks.together():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "nccl" if torch.cuda.is_available() else "gloo"

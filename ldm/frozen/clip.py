@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.assets import resolve
+from ldm.tensor_files import write_tensors
 from ldm.types import Image
 
 
@@ -61,10 +61,7 @@ def save_clip(folder: Path, model: nn.Module, config: Mapping[str, Any]) -> None
         name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
-    save_file(
-        {name: value.contiguous().cpu() for name, value in weights.items()},
-        folder / "open_clip_model.safetensors",
-    )
+    write_tensors(folder / "open_clip_model.safetensors", weights)
 
 
 def load_clip(folder: str) -> Clip:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from ldm import ranks
 from ldm.frozen.codec_tiles import in_tiles
 from ldm.models import Autoencoder
 from ldm.types import Draws, Image, Latent, Posterior
@@ -104,8 +105,7 @@ class LatentMoments:
     def add_ranks(self) -> None:
         """Sum over all ranks of the default process group; every rank must call it."""
         pictures = torch.tensor(self.pictures, device=self.device)
-        for part in (pictures, self.numbers, self.total, self.products, self.spread):
-            distributed.all_reduce(part)
+        ranks.add(pictures, self.numbers, self.total, self.products, self.spread)
         self.pictures = int(pictures)
 
     def covariance(self) -> Tensor:
@@ -129,7 +129,7 @@ def latent_statistics(
         sizes.add((images.shape[2], images.shape[3]))
     if over_ranks:
         moments.add_ranks()
-        gathered: list[set[tuple[int, int]]] = [set() for _ in range(distributed.get_world_size())]
+        gathered: list[set[tuple[int, int]]] = [set() for _ in range(ranks.count())]
         distributed.all_gather_object(gathered, sizes)
         sizes = set().union(*gathered)
     if not moments.pictures:

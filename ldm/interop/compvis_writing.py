@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from ldm.interop import compvis
 from ldm.interop.autoencoder import compvis_autoencoder_table, folded
-from ldm.interop.files import write_weights
 from ldm.interop.first_stage import FirstStage, needs_kl, with_latent_convolutions
 from ldm.interop.text import Text, Tower
 from ldm.interop.unet import COMPVIS, unet_table
 from ldm.models import UNet
+from ldm.tensor_files import write_tensors
 
 
 def write_compvis(
@@ -53,7 +53,7 @@ def write_compvis(
         parts[prefix] = encoder
     folder.mkdir(parents=True, exist_ok=True)
     whole = {prefix + name: v for prefix, part in parts.items() for name, v in part.items()}
-    write_weights(folder / "model.safetensors", whole)
+    write_tensors(folder / "model.safetensors", whole)
 
 
 def _convolutions(network: UNet) -> bool:

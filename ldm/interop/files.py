@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from ldm.tensor_files import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model"
 
@@ -91,19 +93,7 @@ def write_folder(
     """config.json and one .safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config)
-    write_weights(folder / f"{stem}.safetensors", state)
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A .safetensors file, as readable to others as any new file: the library's own is not."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file(
-        {name: value.contiguous() for name, value in state.items()},
-        path,
-        metadata={"format": "pt"},
-    )
-    path.chmod(mode)
+    write_tensors(folder / f"{stem}.safetensors", state)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ldm.interop.dit import diffusers_dit_table
-from ldm.interop.files import write_weights
 from ldm.interop.links import Table
 from ldm.interop.mmdit import mmdit_table
 from ldm.interop.unet import DIFFUSERS, DIFFUSERS_CLASSES, unet_table
 from ldm.models import DiT, MMDiT, UNet
 from ldm.models.lora import lora_layers
+from ldm.tensor_files import write_tensors
 
 FILE = "pytorch_lora_weights.safetensors"
 
@@ -45,7 +45,7 @@ def write_lora(folder: Path, network: nn.Module, table: Table, component: str) -
     "transformer"."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"{component}.{n}": v for n, v in lora_to_diffusers(network, table).items()}
-    write_weights(folder / FILE, state)
+    write_tensors(folder / FILE, state)
 
 
 def network_table(network: nn.Module) -> Table:

@@ -14,6 +14,8 @@ import torch
 from torch import distributed
 from torchmetrics import Metric
 
+from ldm import ranks
+
 _PATIENCE = timedelta(days=7)
 _T = TypeVar("_T")
 
@@ -35,7 +37,7 @@ class MetricGroup:
     def reset(self, device: torch.device) -> None:
         """Forget all pictures and failures; pictures will come on this device."""
         self.failures = {}
-        if _several_ranks() and self._patient is None:
+        if ranks.count() > 1 and self._patient is None:
             self._patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         for name, make in self.makers.items():
             try:
@@ -62,7 +64,7 @@ class MetricGroup:
         """Each metric's value, or in words why there is none; the same in every rank. The metrics
         have forgotten their pictures afterwards."""
         self._share_failures()
-        if _several_ranks():
+        if ranks.count() > 1:
             for name, metric in self._left():
                 try:
                     metric.sync()
@@ -92,17 +94,9 @@ class MetricGroup:
         """Every rank's; each waits as long as it takes."""
         if self._patient is None:
             return [mine]
-        found: list[Any] = [None] * distributed.get_world_size()
+        found: list[Any] = [None] * ranks.count()
         distributed.all_gather_object(found, mine, group=self._patient)
         return found
-
-
-def _several_ranks() -> bool:
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
 
 
 def _told(error: Exception) -> str:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.metrics.features import Features
+from ldm.tensor_files import write_tensors
 
 _FORMAT = "ldm reference statistics 1"
 
@@ -64,11 +64,7 @@ class Reference:
             tensors["samples"] = self.samples
         record = {"features": self.features, "count": self.count, "data": self.data}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            path,
-            {"format": _FORMAT, "record": json.dumps(record)},
-        )
+        write_tensors(Path(path), tensors, {"format": _FORMAT, "record": json.dumps(record)})
 
 
 def load_reference(name: str | Path) -> Reference:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ldm import ranks
 from ldm.models.critic import Adversary, Logits, Picture, frozen
 from ldm.models.layers import at_least_float32
 
@@ -100,8 +100,7 @@ class CriticLoss(nn.Module):
             return
         turns = torch.stack(self._turns).sum(0)
         self._turns.clear()
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(turns)
+        ranks.add(turns)
         share = 0.01 * turns[2].clamp(max=1)
         means = turns[:2] / turns[2].clamp(min=1)
         self.real_mean.lerp_(means[0], share)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ldm import ranks
 from ldm.models.autoencoder import Latent, Quantised
 from ldm.models.layers import without_autocast
 
@@ -109,9 +110,7 @@ class VectorQuantizer(nn.Module):
         """Move entries to the running means of their vectors; a broken batch teaches nothing."""
         hits = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(vectors[:, 0]))
         sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
-        if _ranks() > 1:
-            distributed.all_reduce(hits)
-            distributed.all_reduce(sums)
+        ranks.add(hits, sums)
         if not bool(torch.isfinite(sums).all()):
             return
         rate = 1 - self.decay
@@ -132,14 +131,14 @@ class VectorQuantizer(nn.Module):
         generator = torch.Generator().manual_seed(int(self.updates))
         places = torch.randint(len(vectors), (self.entries,), generator=generator)
         fresh = vectors[places.to(vectors.device)]
-        if _ranks() > 1:  # entry i takes rank (i mod ranks)'s vector
-            everyone = [torch.empty_like(fresh) for _ in range(_ranks())]
+        if (world := ranks.count()) > 1:  # entry i takes rank (i mod world)'s vector
+            everyone = [torch.empty_like(fresh) for _ in range(world)]
             distributed.all_gather(everyone, fresh)
             turn = torch.arange(self.entries, device=fresh.device)
-            fresh = torch.stack(everyone)[turn % _ranks(), turn]
+            fresh = torch.stack(everyone)[turn % world, turn]
         if not bool(torch.isfinite(fresh).all()):
             return
-        share = len(vectors) * _ranks() / self.entries
+        share = len(vectors) * ranks.count() / self.entries
         self.codebook.copy_(torch.where(dead[:, None], fresh, self.codebook))
         self.counts.masked_fill_(dead, share)
 
@@ -183,9 +182,3 @@ class FiniteScalarQuantizer(nn.Module):
         rounded = scaled.round()
         codes = ((rounded + self.widths).long() * self.strides).sum(dim=1)
         return Quantised((scaled + (rounded - scaled).detach()) / self.widths, codes)
-
-
-def _ranks() -> int:
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size()
-    return 1

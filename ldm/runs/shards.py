@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+
+from ldm import ranks
 
 _BETWEEN = "|"  # occurs in no parameter's name
 
@@ -48,7 +49,7 @@ def write_shards(folder: Path, tree: Mapping[str, Any], group: Any = None) -> No
     """Every rank calls it, and writes what it holds; `group` is what the ranks talk over, where it
     is not the default one."""
     writer = FileSystemWriter(folder, overwrite=False)
-    alone = not distributed.is_initialized()
+    alone = not ranks.together()
     with _quiet():
         save(flat(tree), storage_writer=writer, process_group=group, no_dist=alone)
 
@@ -66,7 +67,7 @@ def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 def read_shards(folder: Path, into: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """The tensors as a tree: in place into those (by flat name) that are given, which may be
     split over ranks that all call this; whole on the CPU by this process alone otherwise."""
-    alone = into is None or not distributed.is_initialized()
+    alone = into is None or not ranks.together()
     if into is None:
         into = {name: torch.empty(size, dtype=t) for name, (size, t) in shapes(folder).items()}
     with _quiet():

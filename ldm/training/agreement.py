@@ -5,6 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
+from ldm import ranks
+
 
 class Agreement:
     """The largest of the ranks' numbers, over the CPU (gloo), so that no device is waited for.
@@ -15,7 +17,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._group: Any = None
-        if distributed.is_available() and distributed.is_initialized():
+        if ranks.count() > 1:
             self._group = distributed.new_group(backend="gloo")
         self._pending: tuple[torch.Tensor, Any] | None = None
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ldm import ranks
 from ldm.frozen.codec import latent_statistics
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.autoencoder_losses import ReconstructionLoss
@@ -206,7 +206,6 @@ def balance(
         torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (kept, fooled)
     ]
     both = at_least_float32(torch.stack(slopes))
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(both)  # the mean's factor cancels in the ratio
+    ranks.add(both)  # a mean's factor would cancel in the ratio
     lengths = both.flatten(1).norm(dim=1)
     return (lengths[0] / lengths[1].clamp(min=1e-8)).clamp(max=most)

@@ -14,6 +14,7 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ldm import ranks
 from ldm.runs.attempts import Attempts
 from ldm.training.nonfinite import NonFinitePolicy, Spikes
 
@@ -101,8 +102,8 @@ def resident_gib() -> float:
 def over_ranks(losses: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and maximum of all ranks' values, of which each has as many."""
     mean, largest = losses.mean(), losses.max()
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(mean)
+    if (world := ranks.count()) > 1:
+        ranks.add(mean)
         distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-        mean /= distributed.get_world_size()
+        mean /= world
     return mean, largest

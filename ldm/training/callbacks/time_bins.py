@@ -4,7 +4,8 @@ from typing import Any
 
 import lightning as L
 import torch.distributed as distributed
-from torch import Tensor
+
+from ldm import ranks
 
 
 class LossByTime(L.Callback):
@@ -25,11 +26,13 @@ class LossByTime(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of all ranks; every rank calls it."""
-        return {"totals": _over_ranks(self._module.bins.totals.clone())}
+        totals = self._module.bins.totals.clone()
+        ranks.add(totals)
+        return {"totals": totals}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Rank 0 goes on with what all had."""
-        first = not _distributed() or distributed.get_rank() == 0
+        first = not ranks.together() or distributed.get_rank() == 0
         self._module.bins.totals.copy_(state_dict["totals"] * first)
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -42,7 +45,8 @@ class LossByTime(L.Callback):
         if step % every or step == self._logged:
             return
         self._logged = step
-        totals = _over_ranks(module.bins.take())
+        totals = module.bins.take()
+        ranks.add(totals)
         bins = totals.shape[1]
         means = {
             f"train/loss_by_time/{number / bins:.3f}-{(number + 1) / bins:.3f}": loss / count
@@ -52,13 +56,3 @@ class LossByTime(L.Callback):
         # Not `module.log`: it would tell an empty bin's last value again and again.
         for logger in trainer.loggers:
             logger.log_metrics(means, step)
-
-
-def _distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
-
-
-def _over_ranks(totals: Tensor) -> Tensor:
-    if _distributed():
-        distributed.all_reduce(totals)
-    return totals

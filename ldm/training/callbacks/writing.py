@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.utils._pytree import tree_map
 
+from ldm import ranks
 from ldm.runs.checkpoints import (
     SHARDS,
     STATE,
@@ -49,7 +50,7 @@ class CheckpointWriter:
         """Every rank calls it, once there are ranks; `written` is the step that is there."""
         self.written = written
         self._between = Agreement()
-        if distributed.is_available() and distributed.is_initialized():
+        if ranks.together():
             self._group = distributed.new_group(backend="gloo")  # its own: the thread uses it
 
     def write(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm import ranks
 from ldm.models.autoencoder import Latent, Quantised
-from ldm.models.layers import without_autocast
+from ldm.models.layers import at_least_float32, without_autocast
 
 Vectors = Float[Tensor, "n c"]
 
@@ -145,19 +145,25 @@ class VectorQuantizer(nn.Module):
 
 class FiniteScalarQuantizer(nn.Module):
     """Each channel rounded to one of its few levels, so that the codes are a grid and there is no
-    codebook to learn (Mentzer et al. 2024). `levels` has a number for each latent channel."""
+    codebook to learn (Mentzer et al. 2024). `levels` has a number for each latent channel.
+
+    Channels that tell much the same leave the corners of the grid empty. `diversity` weights what
+    the entropy of the codes' shares lacks (Yu et al. 2024, MAGVIT-v2, of each turn by itself), as a
+    part of the most that it can be, 0..1; for grids with fewer codes than a turn has vectors.
+    """
 
     widths: Tensor
     offset: Tensor
     strides: Tensor
 
-    def __init__(self, levels: Sequence[int]) -> None:
+    def __init__(self, levels: Sequence[int], *, diversity: float = 0.0) -> None:
         super().__init__()
         if not levels or min(levels) < 2:
             raise ValueError(
                 f"autoencoder.quantizer.levels={list(levels)}: give 2 levels or more a channel"
             )
         self.channels, self.entries = len(levels), math.prod(levels)
+        self.levels, self.diversity = tuple(levels), diversity
         count = torch.tensor(levels)[:, None, None]
         strides = torch.cumprod(torch.tensor([1, *levels[:-1]]), dim=0)[:, None, None]
         # integers -w..w-1 (even number of levels) or -w..w (odd)
@@ -172,7 +178,7 @@ class FiniteScalarQuantizer(nn.Module):
         return (torch.tanh(latent + start) * reach - self.offset) / self.widths
 
     def forward(self, latent: Latent) -> Quantised:
-        """Codes `[b h w]` in 0..entries-1; no penalty."""
+        """Codes `[b h w]` in 0..entries-1; the penalty is that of `diversity`, in training."""
         if latent.shape[1] != self.channels:
             raise ValueError(
                 f"there are levels for {self.channels} channels, latents have {latent.shape[1]}: "
@@ -181,4 +187,32 @@ class FiniteScalarQuantizer(nn.Module):
         scaled = latent * self.widths
         rounded = scaled.round()
         codes = ((rounded + self.widths).long() * self.strides).sum(dim=1)
-        return Quantised((scaled + (rounded - scaled).detach()) / self.widths, codes)
+        penalty = (
+            self.diversity * self._uneven(scaled) if self.training and self.diversity else None
+        )
+        return Quantised((scaled + (rounded - scaled).detach()) / self.widths, codes, penalty)
+
+    def _uneven(self, scaled: Tensor) -> Float[Tensor, ""]:
+        """1 - entropy / log(entries) of the codes' shares, to which each vector gives by nearness:
+        exp(-2 distance^2), level by level, so that there is a gradient."""
+        with without_autocast(scaled.device):
+            vectors = at_least_float32(scaled).movedim(1, -1).reshape(-1, self.channels)
+            near = []
+            for channel, (count, vector) in enumerate(zip(self.levels, vectors.T, strict=True)):
+                steps = torch.arange(count, device=vector.device) - self.widths[channel]
+                near.append((-2 * (vector[:, None] - steps.flatten()).square()).softmax(dim=1))
+            # Levels are chosen independently, so the mean over vectors of the whole grid is one
+            # product of two halves of it.
+            half = self.channels // 2
+            one, other = _grid(near[:half], vectors), _grid(near[half:], vectors)
+            shares = one.T @ other / len(vectors)
+            logs = shares.clamp(min=1e-9).log()  # an empty code has a slope as well
+            return 1 + (shares * logs).sum() / math.log(self.entries)
+
+
+def _grid(near: Sequence[Tensor], vectors: Vectors) -> Float[Tensor, "n e"]:
+    """The product over channels of each vector's shares of the levels."""
+    grid = torch.ones_like(vectors[:, :1])
+    for shares in near:
+        grid = (grid[:, :, None] * shares[:, None]).flatten(1)
+    return grid

@@ -1,5 +1,7 @@
 """Codebooks against brute force and closed forms; grids against their definition; the gradient."""
 
+import math
+
 import pytest
 import torch
 
@@ -90,6 +92,29 @@ def test_scalars_reach_every_level_and_no_other() -> None:
     assert (int(mixed.codes.min()), int(mixed.codes.max())) == (0, quantizer.entries - 1)
     pairs = torch.cat([mixed.latent.movedim(1, -1).flatten(0, -2), mixed.codes.view(-1, 1)], dim=1)
     assert len(pairs.unique(dim=0)) == quantizer.entries  # a code is a vector and the reverse
+
+
+def test_diversity_is_what_the_entropy_of_all_codes_lacks() -> None:
+    """By its definition over the whole grid at once; 0 for a grid that is full, and nothing when
+    it is off or nobody trains."""
+    levels = [4, 3, 5]
+    quantizer = FiniteScalarQuantizer(levels, diversity=0.5).double()
+    latent = quantizer.prepare(latents(channels=3).double()).requires_grad_()
+    penalty = quantizer(latent).penalty
+    steps = [torch.arange(count) - count // 2 for count in levels]
+    grid = torch.cartesian_prod(*steps).double()
+    vectors = (latent * quantizer.widths).movedim(1, -1).reshape(-1, 1, 3)
+    shares = (-2 * (vectors - grid).square().sum(dim=-1)).softmax(dim=1).mean(dim=0)
+    entropy = torch.distributions.Categorical(shares).entropy()
+    torch.testing.assert_close(penalty, 0.5 * (1 - entropy / math.log(60)))
+    same = torch.zeros(9, 3, 1, 1, dtype=torch.float64, requires_grad=True)
+    quantizer(same).penalty.backward()
+    assert bool(torch.isfinite(same.grad).all())
+    full = FiniteScalarQuantizer([8, 8], diversity=1.0)
+    every = torch.cartesian_prod(*[(torch.arange(8) - 4) / 4] * 2)[..., None, None]
+    assert float(full(every).penalty) < 1e-3 < 0.5 < float(full(every[:1]).penalty)
+    assert full.eval()(every).penalty is None
+    assert FiniteScalarQuantizer([8, 8])(every).penalty is None
 
 
 def test_impossible_codebooks_are_refused() -> None:

@@ -164,7 +164,7 @@ def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error
     failures.mkdir(exist_ok=True)
     record = failures / f"rank-{rank()}.txt"
     record.write_text(f"step {trainer.global_step}\n{traceback.format_exc()}")
-    if isinstance(error, ValueError) and trainer.global_step == 0:
+    if isinstance(error, ValueError | FileNotFoundError) and trainer.global_step == 0:
         return REFUSED  # while it was set up: reported in one line, as every refusal
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         turn = config.global_batch // trainer.world_size // config.accumulate

@@ -37,8 +37,8 @@ class HighFrequencyShare(Metric):
         self.total += on_grid(power.sum(dim=(1, 2)))
 
     def compute(self) -> Float[Tensor, ""]:
-        """In [0, 1]."""
-        return (self.high / self.total).mean()
+        """In [0, 1]; a channel without power, as of latents of one cell, has none up there."""
+        return (self.high / self.total.clamp(min=1e-30)).mean()
 
 
 class ChannelKL(Metric):

@@ -1,15 +1,14 @@
 """How close reconstructions come to their pictures. Each is a mean over pictures, so that neither
 batch size nor ranks change it."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics import Metric
 
-from ldm.metrics.exact import on_grid
+from ldm.metrics.means import PictureMean
 
 
 @runtime_checkable
@@ -26,35 +25,22 @@ class PairDistance(Protocol):
 Picture = Float[Tensor, "b C H W"]  # in [-1, 1]; values outside are clamped first
 
 
-class PairMetric(Metric):
+class PairMetric(PictureMean):
     """The mean over pictures of a number that `measure` gives for each pair."""
 
-    full_state_update = False
     higher_is_better: bool | None = True
     name: str
-    total: Tensor
-    count: Tensor
-
-    def __init__(self, **arguments: Any) -> None:  # torchmetrics' own arguments
-        super().__init__(**arguments)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def measure(self, made: Picture, wanted: Picture) -> Float[Tensor, "b"]:
         """One number a pair."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self, made: Picture, wanted: Picture) -> None:
+    def update(self, made: Picture, wanted: Picture) -> None:  # type: ignore[override]
         """Takes in reconstructions and their pictures, both [-1, 1]."""
         with torch.autocast(made.device.type, enabled=False):
             numbers = self.measure(made.float().clamp(-1, 1), wanted.float().clamp(-1, 1))
-        self.total += on_grid(numbers).sum()
-        self.count += len(numbers)
-
-    def compute(self) -> Float[Tensor, ""]:
-        """The mean, float64."""
-        return self.total / self.count
+        super().update(numbers)
 
 
 class PSNR(PairMetric):

@@ -66,6 +66,9 @@ class Autoencoder(nn.Module):
         """The bottleneck; the identity where there is no codebook."""
         return Quantised(latent)
 
+    def stepped(self) -> None:
+        """The optimizer has made a step: time for what learns otherwise than by gradients."""
+
     def decode(self, latent: Latent) -> Picture:
         """The picture of a latent as `encode` gives it; not clamped."""
         return self.expand(self.quantise(latent).latent)
@@ -193,6 +196,13 @@ def encoder_and_decoder(
     groups: int,
 ) -> tuple[Encoder, Decoder]:
     """Both halves of one shape; ValueError where group normalisation cannot split the widths."""
+    if not widths:
+        raise ValueError("autoencoder.multipliers=[]: give one a level, the finest first")
+    if beyond := [level for level in attention_levels if not 0 <= level < len(widths)]:
+        raise ValueError(
+            f"autoencoder.attention_levels names {beyond}, and there are the levels "
+            f"0..{len(widths) - 1}: name those, 0 the finest"
+        )
     odd = [width for width in widths if width % groups]
     if odd:
         raise ValueError(

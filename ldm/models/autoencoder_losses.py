@@ -48,9 +48,11 @@ class L2:
 
 
 def gaussian_kl(posterior: Posterior) -> Float[Tensor, "b c h w"]:
-    """KL(N(mean, std^2) || N(0, 1)) of each latent number, in nats."""
+    """KL(N(mean, std^2) || N(0, 1)) of each latent number, in nats; 0 where std is, since a
+    deterministic posterior has no KL, only a position."""
     variance = posterior.std.square()
-    return 0.5 * (posterior.mean.square() + variance - 1 - variance.clamp(min=1e-20).log())
+    nats = 0.5 * (posterior.mean.square() + variance - 1 - variance.clamp(min=1e-20).log())
+    return torch.where(variance > 0, nats, 0.0)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class ReconstructionLoss:
         return self.pixel(rows).mean(dim=(1, 2, 3)) + self.pixel(columns).mean(dim=(1, 2, 3))
 
     def _kl(self, posterior: Posterior) -> PerSample:
-        """Mean nats a latent number; a deterministic posterior has no KL, only a position."""
-        nats = torch.where(posterior.std > 0, gaussian_kl(posterior), 0.0)
-        return nats.mean(dim=(2, 3)).clamp(min=self.free_nats).mean(dim=1)
+        """Mean nats a latent number; of a deterministic posterior not even the free ones."""
+        nats = gaussian_kl(posterior).mean(dim=(2, 3))
+        drawn = (posterior.std > 0).flatten(2).any(dim=2)
+        return torch.where(drawn, nats.clamp(min=self.free_nats), 0.0).mean(dim=1)

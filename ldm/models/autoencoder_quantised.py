@@ -70,8 +70,13 @@ class QuantisedAutoencoder(Autoencoder):
         return Posterior(latent, torch.zeros_like(latent))
 
     def quantise(self, latent: Latent) -> Quantised:
-        """The nearest codes; in training mode a codebook learns from the latent."""
+        """The nearest codes; in training mode a codebook remembers the latent for `stepped`."""
         return self.quantizer(latent)
+
+    def stepped(self) -> None:
+        """A codebook learns from what it saw since the last step."""
+        if isinstance(self.quantizer, VectorQuantizer):
+            self.quantizer.stepped()
 
     def expand(self, latent: Latent) -> Picture:
         """The picture of a quantised latent, not clamped."""
@@ -88,5 +93,5 @@ class QuantisedAutoencoder(Autoencoder):
         return self.decoder.conv_out.weight
 
     def encoding(self) -> list[nn.Module]:
-        """The encoder, the convolution behind it and the codes."""
-        return [self.encoder, self.to_latent, self.quantizer]
+        """The encoder and the convolution behind it; codes are read from the latent."""
+        return [self.encoder, self.to_latent]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import Latent, Picture
-from ldm.models.layers import at_least_float32
+from ldm.models.layers import at_least_float32, without_autocast
 from ldm.models.perceptual import FeatureMaps
 from ldm.types import Draws
 
@@ -85,11 +85,23 @@ class Alignment(nn.Module):
         """The weighted sum of both, each a mean over places or pairs of places."""
         with torch.no_grad():
             told = at_least_float32(self.features(image)[-1])
+            self._refuse_other_widths(latent.shape[1], told.shape[1])
             told = F.interpolate(told, size=latent.shape[2:], mode="bilinear", antialias=True)
         cosine = F.cosine_similarity(at_least_float32(self.to_features(latent)), told)
         pointing = F.relu(1 - self.cosine_margin - cosine).mean(dim=(1, 2))
-        apart = (likeness(at_least_float32(latent)) - likeness(told)).abs()
+        with without_autocast(latent.device):
+            apart = (likeness(at_least_float32(latent)) - likeness(told)).abs()
         return self.weight * (pointing + F.relu(apart - self.distance_margin).mean(dim=(1, 2)))
+
+    def _refuse_other_widths(self, latent: int, told: int) -> None:
+        width, channels = self.to_features.weight.shape[:2]
+        for key, given, there in (("latent_channels", channels, latent), ("width", width, told)):
+            if given != there:
+                raise ValueError(
+                    f"module.alignment.{key}={given}: the "
+                    f"{'autoencoder' if key == 'latent_channels' else 'vision network'} gives "
+                    f"{there} channels; set it to {there}"
+                )
 
 
 def likeness(maps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n n"]:

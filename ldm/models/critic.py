@@ -98,8 +98,10 @@ class NonSaturating:
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[nn.Module]:
     """Gradients pass through the network to its input, and none reach its weights."""
+    learning = [p for p in network.parameters() if p.requires_grad]
     network.requires_grad_(False)
     try:
         yield network
     finally:
-        network.requires_grad_(True)
+        for parameter in learning:
+            parameter.requires_grad_(True)

@@ -2,6 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from jaxtyping import Float
@@ -61,11 +62,17 @@ def _vgg(path: Path) -> nn.Sequential:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: LPIPS needs torchvision's VGG16 weights there; put vgg16-397923af.pth (from "
-            "download.pytorch.org/models) at this path, set loss.perceptual.weights to where it is,"
-            " or take loss=l1, which needs no other network"
+            "download.pytorch.org/models) at this path, set module.loss.perceptual.weights to "
+            "where it is, or take loss=l1, which needs no other network"
         )
     network = vgg16()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (RuntimeError, UnpicklingError, EOFError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path}: these are not torchvision's VGG16 weights (vgg16-397923af.pth): name that "
+            "file in module.loss.perceptual.weights, or take loss=l1"
+        ) from error
     layers = network.features[: _LAST_OF_STAGE[-1] + 1]
     for layer in layers:
         if isinstance(layer, nn.ReLU):

@@ -42,8 +42,9 @@ class VectorQuantizer(nn.Module):
     `decay` is of those running means; `commitment` weights the squared distance that draws the
     encoder to its entries. An entry chosen less than `revive_below` times its fair share moves to a
     vector of the current batch; so does every entry in the first batch. With `cosine` latents and
-    entries have length 1 (Yu et al. 2022). The codebook learns in training mode only, is no
-    parameter, and is the same on all ranks.
+    entries have length 1 (Yu et al. 2022). The codebook is no parameter, and is the same on all
+    ranks. In training mode it remembers what it saw, and learns from that when `stepped` says that
+    the optimizer has made a step: so turns of an accumulated batch count as one.
     """
 
     codebook: Tensor
@@ -61,6 +62,8 @@ class VectorQuantizer(nn.Module):
         cosine: bool = False,
     ) -> None:
         super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"autoencoder.quantizer.decay={decay}: give a number in [0, 1)")
         if entries < 2:
             raise ValueError(
                 f"autoencoder.quantizer.entries={entries}: a codebook needs 2 entries or more"
@@ -72,6 +75,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("codebook", F.normalize(codebook) if cosine else codebook)
         self.register_buffer("counts", torch.zeros(entries))  # running; 0 before the first batch
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._seen: list[tuple[Tensor, Tensor]] = []  # vectors and their codes since the last step
 
     def prepare(self, latent: Latent) -> Latent:
         """Length 1 where similarity is a cosine, else as it is."""
@@ -83,10 +87,10 @@ class VectorQuantizer(nn.Module):
         if c != self.channels:
             raise ValueError(
                 f"the codebook has entries of {self.channels} numbers, latents have {c} channels: "
-                "set autoencoder.latent_channels and autoencoder.quantizer.channels alike"
+                "set autoencoder.quantizer.channels to that, or give latents of this autoencoder"
             )
         vectors = latent.movedim(1, -1).reshape(-1, c)
-        if self.training and not bool(self.updates):
+        if self.training and not bool(self.counts.any()):
             self._revive(
                 vectors.detach().to(self.codebook), torch.ones_like(self.counts, dtype=torch.bool)
             )
@@ -94,7 +98,7 @@ class VectorQuantizer(nn.Module):
         chosen = self.codebook[codes].to(latent).view(b, h, w, c).movedim(-1, 1)
         penalty = self.commitment * (latent - chosen).square().mean()
         if self.training:
-            self._learn(vectors.detach().to(self.codebook), codes)
+            self._seen.append((vectors.detach().to(self.codebook), codes))
         return Quantised(latent + (chosen - latent).detach(), codes.view(b, h, w), penalty)
 
     @torch.no_grad()
@@ -106,8 +110,13 @@ class VectorQuantizer(nn.Module):
             return distance.argmin(dim=1)
 
     @torch.no_grad()
-    def _learn(self, vectors: Vectors, codes: Int[Tensor, "n"]) -> None:
-        """Move entries to the running means of their vectors; a broken batch teaches nothing."""
+    def stepped(self) -> None:
+        """Move entries to the running means of the vectors since the last step, of all ranks; a
+        broken batch teaches nothing."""
+        if not self._seen:
+            return
+        vectors, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
         hits = torch.zeros_like(self.counts).index_add_(0, codes, torch.ones_like(vectors[:, 0]))
         sums = torch.zeros_like(self.codebook).index_add_(0, codes, vectors)
         ranks.add(hits, sums)
@@ -178,14 +187,15 @@ class FiniteScalarQuantizer(nn.Module):
         return (torch.tanh(latent + start) * reach - self.offset) / self.widths
 
     def forward(self, latent: Latent) -> Quantised:
-        """Codes `[b h w]` in 0..entries-1; the penalty is that of `diversity`, in training."""
+        """Codes `[b h w]` in 0..entries-1, the nearest; in training the penalty of `diversity`."""
         if latent.shape[1] != self.channels:
             raise ValueError(
                 f"there are levels for {self.channels} channels, latents have {latent.shape[1]}: "
-                "set autoencoder.latent_channels to the number of levels"
+                "give autoencoder.quantizer.levels as many, or latents of this autoencoder"
             )
         scaled = latent * self.widths
-        rounded = scaled.round()
+        most = self.widths - 2 * self.offset  # a latent that was made or moved may lie outside
+        rounded = torch.maximum(torch.minimum(scaled.round(), most), -self.widths)
         codes = ((rounded + self.widths).long() * self.strides).sum(dim=1)
         penalty = (
             self.diversity * self._uneven(scaled) if self.training and self.diversity else None

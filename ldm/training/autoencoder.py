@@ -34,8 +34,8 @@ class AutoencoderModule(OneOptimizer):
     """The first stage. A checkpoint's top names are `network`, `average`, and `critic` and
     `alignment` where there are such.
 
-    With `freeze_encoder` only the decoder is trained: latents, their statistics and their
-    fingerprint stay what they are. `on_nonfinite` is as in `NonFinitePolicy`.
+    With `freeze_encoder` only the decoder is trained (a codebook is a part of it): latents, their
+    statistics and their fingerprint stay what they are. `on_nonfinite` is as in `NonFinitePolicy`.
     """
 
     steps = (*OneOptimizer.steps, "encode", "reconstruct")
@@ -63,10 +63,10 @@ class AutoencoderModule(OneOptimizer):
         self.loss = loss
         self.ema_decay = ema_decay
         self.freeze_encoder = freeze_encoder
-        self.watched = Watched(autoencoder)
+        self.watched = Watched(autoencoder, perceptual=loss.perceptual is not None)
         if freeze_encoder:
             for part in autoencoder.encoding():
-                part.requires_grad_(False)
+                part.requires_grad_(False).eval()  # Lightning leaves modes as they are
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -118,6 +118,7 @@ class AutoencoderModule(OneOptimizer):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: once an optimizer step, not once a batch."""
         super().optimizer_step(*args, **kwargs)
+        self.network.stepped()
         if self.critic is not None:
             self.critic.stepped()
         decay = gradual_decay(self.ema_decay, self.trainer.global_step)
@@ -130,12 +131,7 @@ class AutoencoderModule(OneOptimizer):
         quantised = self.average.quantise(posterior.mean)
         made = self.average.expand(quantised.latent)
         terms = self.loss(made, image, posterior)
-        self.watched.update(image, made, posterior, quantised)
-        self.log("val/loss", terms.total.mean(), sync_dist=True, batch_size=len(image))
-        if self.loss.perceptual is not None:
-            self.log(
-                "val/perceptual", terms.perceptual.mean(), sync_dist=True, batch_size=len(image)
-            )
+        self.watched.update(image, made, posterior, quantised, terms, batch["valid"])
 
     def on_validation_epoch_end(self) -> None:
         """Numbers over the whole set and all ranks."""

@@ -1,12 +1,14 @@
 """The numbers by which an autoencoder is judged in validation, exact over batches and ranks."""
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ldm.metrics.latents import ChannelKL, CodebookUse, HighFrequencyShare
+from ldm.metrics.means import PictureMean
 from ldm.metrics.reconstruction import PSNR, SSIM
 from ldm.models.autoencoder import Autoencoder, Quantised
-from ldm.models.autoencoder_losses import gaussian_kl
+from ldm.models.autoencoder_losses import ReconstructionTerms, gaussian_kl
 from ldm.types import Image, Posterior
 
 
@@ -14,34 +16,52 @@ class Watched(nn.Module):
     """Metrics of pictures and of latents; a module, so that they move with the training's device.
     They keep nothing in checkpoints."""
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, autoencoder: Autoencoder, *, perceptual: bool) -> None:
         super().__init__()
         channels = autoencoder.latent_channels
+        self.loss = PictureMean()
+        self.perceptual = PictureMean() if perceptual else None
         self.psnr, self.ssim = PSNR(), SSIM()
         self.high_frequencies = HighFrequencyShare(channels)
         self.kl = ChannelKL(channels)
         self.codes = CodebookUse(autoencoder.entries) if autoencoder.entries else None
 
-    def update(self, image: Image, made: Image, posterior: Posterior, quantised: Quantised) -> None:
-        """Takes in a batch and its reconstruction."""
-        self.psnr.update(made, image)
-        self.ssim.update(made, image)
-        self.high_frequencies.update(posterior.mean)
+    def update(
+        self,
+        image: Image,
+        made: Image,
+        posterior: Posterior,
+        quantised: Quantised,
+        terms: ReconstructionTerms,
+        valid: Bool[Tensor, "b"],
+    ) -> None:
+        """Takes in a batch's pictures, without those that only fill it up: not `valid`."""
+        self.loss.update(terms.total[valid])
+        if self.perceptual is not None:
+            self.perceptual.update(terms.perceptual[valid])
+        self.psnr.update(made[valid], image[valid])
+        self.ssim.update(made[valid], image[valid])
+        self.high_frequencies.update(posterior.mean[valid])
         if self.codes is None:
-            self.kl.update(gaussian_kl(posterior))
+            self.kl.update(gaussian_kl(posterior)[valid])
         elif quantised.codes is not None:
-            self.codes.update(quantised.codes)
+            self.codes.update(quantised.codes[valid])
 
     def compute(self) -> dict[str, Tensor]:
         """The numbers by name; every rank must call it."""
         found = {
+            "loss": self.loss.compute(),
             "psnr": self.psnr.compute(),
             "ssim": self.ssim.compute(),
             "latent/high_frequencies": self.high_frequencies.compute(),
         }
+        if self.perceptual is not None:
+            found["perceptual"] = self.perceptual.compute()
         if self.codes is not None:
             return found | {f"codes/{name}": value for name, value in self.codes.compute().items()}
         nats = self.kl.compute()
+        if not bool(nats.any()):
+            return found  # an encoder that gives no deviation has no KL
         found["latent/active_channels"] = (nats > 0.01).sum().double()
         for channel, value in enumerate(nats):
             found[f"latent/kl_{channel}"] = value

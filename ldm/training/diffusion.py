@@ -14,6 +14,7 @@ from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, LearnedUncertainty, Objective, TimeBins
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
+from ldm.metrics.means import PictureMean
 from ldm.models import TokenAlignment
 from ldm.training.conditioning import Conditioning
 from ldm.training.data import draws_of
@@ -69,6 +70,7 @@ class LatentDiffusionModule(OneOptimizer):
         self.conditioning.refuse_unfit(network, captions)
         self.alignment = alignment
         self.bins = TimeBins(torch.device("cpu"))
+        self.val_loss = PictureMean()
 
     def setup(self, stage: str) -> None:
         """Put what is frozen where the training runs."""
@@ -115,7 +117,13 @@ class LatentDiffusionModule(OneOptimizer):
         condition = self.conditioning.told(self.captions, self.codec, batch, draws)
         latent = self.codec.encode(image)
         loss = self.objective(self.average, latent, condition, draws)[batch["valid"]]
-        self.log("val/loss", loss.mean(), sync_dist=True, batch_size=len(loss))
+        self.val_loss.update(loss)
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over all pictures; a rank's last batch may hold none."""
+        # It is of all ranks already; Lightning does not know it.
+        self.log("val/loss", self.val_loss.compute(), sync_dist=True)
+        self.val_loss.reset()
 
     def denoiser(self) -> Denoiser:
         """The averaged network, ready for a sampler."""

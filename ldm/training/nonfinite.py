@@ -12,6 +12,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from ldm import ranks
 from ldm.training.sharding import whole
 
 ACTIONS = ("stop", "skip", "go_back")
@@ -26,8 +27,9 @@ class NonFinitePolicy:
     leaves the step out and warns, and ends after `patience` steps in a row; `go_back` then returns
     to an earlier checkpoint instead (see `Checkpointing`).
 
-    Gradients are checked after ranks have averaged them, so that all ranks decide alike. They are
-    not checked under fp16, whose scaler meets infinities and skips them itself.
+    Gradients are checked after ranks have averaged them, so that all ranks decide alike. Under fp16
+    the losses of all ranks are: its scaler meets infinite gradients and skips them itself, but a
+    loss that is not finite is no matter of scale.
     `lost_since` is the first step from which on nothing is worth keeping, `why` the reason.
     """
 
@@ -51,25 +53,27 @@ class NonFinitePolicy:
         """Call before the optimizer's step."""
         seen, self._seen = self._seen, []
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        if str(module.trainer.precision) == "16-mixed" or not gradients:
+        if not gradients:
             return
-        if bool(torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients)))):
+        scaled = str(module.trainer.precision) == "16-mixed"
+        if _finite_losses(seen) if scaled else _finite(gradients):
             self.in_a_row = 0
             return
         self.skipped += 1
         self.in_a_row += 1
         message = (
-            f"step {module.global_step}: the gradients are not finite; {_names(seen)}; "
-            "the weights were left as they are"
+            f"step {module.global_step}: the {'loss is' if scaled else 'gradients are'} not "
+            f"finite; {_names(seen)}; the weights were left as they are"
         )
         if self.action == "stop" or (self.action == "skip" and self.in_a_row >= self.patience):
             raise NonFiniteError(
                 f"{message}. Look at these pictures, lower the learning rate or clip gradients; "
-                "on_nonfinite=skip leaves such steps out"
+                "+module.on_nonfinite=skip leaves such steps out"
             )
         rank_zero_warn(message)
-        for parameter in module.parameters():
-            parameter.grad = None
+        if not scaled:  # the scaler leaves the step out, and needs the gradients to see that
+            for parameter in module.parameters():
+                parameter.grad = None
         if self.in_a_row >= self.patience:
             self.lose(
                 module.global_step - self.in_a_row + 1,
@@ -91,6 +95,17 @@ class NonFinitePolicy:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """As if the training had never stopped."""
         self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+def _finite(gradients: list[Tensor]) -> bool:
+    return bool(torch.isfinite(whole(torch.nn.utils.get_total_norm(gradients))))
+
+
+def _finite_losses(seen: list[tuple[list[str], Tensor]]) -> bool:
+    """Those of all ranks."""
+    broken = (~torch.isfinite(torch.cat([losses for _, losses in seen]))).sum()
+    ranks.add(broken)
+    return not bool(broken)
 
 
 @dataclass

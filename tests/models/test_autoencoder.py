@@ -97,6 +97,8 @@ def test_any_shape_comes_back_and_gradient_reaches_every_parameter(
     shape: dict[str, Any], latent: int, rows: int, columns: int
 ) -> None:
     torch.manual_seed(0)
+    count = len(shape["multipliers"])
+    shape["attention_levels"] = [level for level in shape["attention_levels"] if level < count]
     network = KLAutoencoder(latent_channels=latent, groups=2, **shape)
     f = network.factor
     image = torch.randn(2, shape["image_channels"], rows * f, columns * f)
@@ -108,6 +110,8 @@ def test_any_shape_comes_back_and_gradient_reaches_every_parameter(
     (made * torch.randn(made.shape)).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
+        if not {"query", "key"} & set(name.split(".")):  # one place has nothing to choose
+            assert float(parameter.grad.abs().max()) > 0, name
 
 
 @pytest.mark.parametrize("quantizer", [VectorQuantizer(16, 3), FiniteScalarQuantizer([4, 3, 5])])
@@ -141,6 +145,15 @@ def test_pictures_that_do_not_fit_are_refused(image: torch.Tensor, message: str)
     network = KLAutoencoder(latent_channels=2, width=8, multipliers=(1, 1, 1), blocks=1, groups=4)
     with pytest.raises(ValueError, match=message):
         network.encode(image)
+
+
+def test_levels_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"attention_levels names \[2\].* levels 0..1: name"):
+        KLAutoencoder(
+            latent_channels=2, width=8, multipliers=(1, 2), groups=4, attention_levels=[2]
+        )
+    with pytest.raises(ValueError, match=r"autoencoder.multipliers=\[\]: give one a level"):
+        KLAutoencoder(latent_channels=2, width=8, multipliers=(), groups=4)
 
 
 def test_widths_that_do_not_split_into_groups_are_refused() -> None:

@@ -78,6 +78,19 @@ def test_latents_that_tell_the_features_cost_nothing() -> None:
     assert float(opposite.min()) == pytest.approx(2, abs=1e-4)  # cosines of -1
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"width": 1}, r"alignment.width=1: the vision network gives 3 channels; set it to 3"),
+        ({"latent_channels": 2}, r"alignment.latent_channels=2: the autoencoder gives 5 channels"),
+    ],
+)
+def test_widths_that_are_not_the_networks_are_refused(settings: dict[str, int], said: str) -> None:
+    alignment = Alignment(Colours(), **{"latent_channels": 5, "width": 3, **settings})
+    with pytest.raises(ValueError, match=said):
+        alignment(torch.randn(1, 5, 4, 4), torch.zeros(1, 3, 32, 32))
+
+
 def test_alignment_learns_to_point() -> None:
     torch.manual_seed(0)
     image = torch.rand(4, 3, 32, 32) * 2 - 1

@@ -51,6 +51,7 @@ def test_gradient_reaches_every_parameter() -> None:
     (network.decode(posterior.mean) * torch.randn(2, 3, 16, 24)).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name
 
 
 def test_widths_without_a_shortcut_are_refused() -> None:

@@ -66,8 +66,18 @@ def test_lpips_equals_torchmetrics(vgg_file: Path) -> None:
 
 def test_an_absent_file_says_where_to_put_it() -> None:
     distance = LPIPS("nowhere/vgg16.pth")  # composing a configuration needs no file
-    with pytest.raises(FileNotFoundError, match=r"nowhere/vgg16.pth: .*loss.perceptual.weights"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere/vgg16.pth: .* module.loss.perceptual.weights"
+    ):
         distance.to(torch.device("cpu"))
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "odd.pth")
+    (tmp_path / "page.pth").write_text("<html>Not found</html>")
+    for name in ("odd.pth", "page.pth"):
+        with pytest.raises(ValueError, match=rf"{name}: these are not torchvision's VGG16 weights"):
+            LPIPS(str(tmp_path / name)).to(torch.device("cpu"))
 
 
 def test_penalties() -> None:

@@ -45,10 +45,12 @@ def test_gradients_pass_straight_through_and_the_penalty_pulls_to_the_entry() ->
 
 def test_an_entry_is_the_running_mean_of_its_vectors() -> None:
     quantizer = VectorQuantizer(2, 1, decay=0.9, revive_below=0.0)
-    quantizer.updates += 1  # not the first batch, which would move both entries
     quantizer.codebook.copy_(torch.tensor([[0.0], [10.0]]))
     quantizer.counts.fill_(4.0)
-    quantizer(torch.tensor([1.0, 2.0, 3.0, 8.0]).view(4, 1, 1, 1))
+    for turn in ([1.0, 2.0], [3.0, 8.0]):  # of one step
+        quantizer(torch.tensor(turn).view(2, 1, 1, 1))
+    assert float(quantizer.codebook[1]) == 10
+    quantizer.stepped()
     first = (0.9 * 4 * 0.0 + 0.1 * 6.0) / (0.9 * 4 + 0.1 * 3)
     second = (0.9 * 4 * 10.0 + 0.1 * 8.0) / (0.9 * 4 + 0.1 * 1)
     assert torch.allclose(quantizer.codebook.flatten(), torch.tensor([first, second]))
@@ -58,23 +60,27 @@ def test_an_entry_is_the_running_mean_of_its_vectors() -> None:
 def test_a_codebook_learns_in_training_only_and_from_finite_batches_only() -> None:
     quantizer = VectorQuantizer(9, 3)
     quantizer.eval()(latents())
+    quantizer.stepped()
     assert int(quantizer.updates) == 0
     quantizer.train()(latents())
+    quantizer.stepped()
+    assert int(quantizer.updates) == 1
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     broken = latents()
     broken[0, 0, 0, 0] = float("nan")
     quantizer(broken)
+    quantizer.stepped()
     for name, value in quantizer.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_dead_entries_come_alive() -> None:
     quantizer = VectorQuantizer(64, 3)
-    quantizer.updates += 1
     quantizer.counts.fill_(5.0)
     quantizer.codebook.fill_(1e3)  # all but the first of equals are out of reach
     for step in range(1500):
         quantizer(latents(seed=step % 20))
+        quantizer.stepped()
     codes = torch.cat([quantizer.eval()(latents(seed=s)).codes.flatten() for s in range(20)])
     assert len(codes.unique()) > 0.9 * 64
 
@@ -90,6 +96,11 @@ def test_scalars_reach_every_level_and_no_other() -> None:
     mixed = quantizer(torch.cartesian_prod(*each)[..., None, None])
     assert len(mixed.codes.unique()) == quantizer.entries == 2 * 3 * 8 * 5
     assert (int(mixed.codes.min()), int(mixed.codes.max())) == (0, quantizer.entries - 1)
+    outside = quantizer(torch.tensor([[9.0] * 4, [-9.0] * 4])[..., None, None])
+    for codes, extreme in zip(outside.latent.flatten(1), (wide.max(), wide.min()), strict=True):
+        at_end = quantizer(quantizer.prepare(extreme.expand(1, 4, 1, 1))).latent.flatten()
+        assert torch.equal(codes, at_end)
+    assert outside.codes.flatten().tolist() == [quantizer.entries - 1, 0]
     pairs = torch.cat([mixed.latent.movedim(1, -1).flatten(0, -2), mixed.codes.view(-1, 1)], dim=1)
     assert len(pairs.unique(dim=0)) == quantizer.entries  # a code is a vector and the reverse
 

@@ -52,7 +52,7 @@ class _Stream:
 
 
 class _Once:
-    """Two batches of unequal size."""
+    """Two batches of unequal size, the second filled up with a picture that does not count."""
 
     def __init__(self, images: Tensor) -> None:
         self.images = images
@@ -61,8 +61,13 @@ class _Once:
         return 2
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        yield batch_of(self.images[:5], 0)
-        yield batch_of(self.images[5:], 5)
+        yield validated(self.images[:5], 0, 5)
+        yield validated(torch.cat([self.images[5:], -self.images[:1]]), 5, len(self.images) - 5)
+
+
+def validated(images: Tensor, position: int, count: int) -> dict[str, Any]:
+    """A batch of validation, of which the first `count` count."""
+    return batch_of(images, position) | {"valid": torch.arange(len(images)) < count}
 
 
 def batch_of(images: Tensor, position: int) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from autoencoder_ranks import train_on_ranks
 from autoencoder_runs import Pictures, pictures, trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
+from ldm.frozen import fingerprint
 from ldm.metrics.reconstruction import psnr, ssim
 from ldm.models import (
     L1,
@@ -62,7 +64,7 @@ def small_module(
     dtype: torch.dtype = torch.float32, critic: CriticLoss | None = None, **settings: Any
 ) -> AutoencoderModule:
     module = AutoencoderModule(
-        small_autoencoder(),
+        settings.pop("autoencoder", None) or small_autoencoder(),
         ReconstructionLoss(L1(), kl=KL),
         optimizer=settings.pop("optimizer", partial(torch.optim.Adam, lr=1e-3)),
         lr_schedule=warmup_constant,
@@ -121,17 +123,28 @@ def test_fifty_steps_equal_two_optimizers(start: int, adaptive: bool) -> None:
     assert torch.allclose(weights(module.critic), expected["critic"], rtol=0, atol=1e-6)
 
 
-def test_four_turns_of_two_equal_a_batch_of_eight() -> None:
+def coded_autoencoder() -> QuantisedAutoencoder:
+    torch.manual_seed(0)
+    quantizer = VectorQuantizer(16, 2)
+    quantizer.counts += 1  # as after a first batch
+    return QuantisedAutoencoder(quantizer, width=8, multipliers=(1, 2), blocks=1, groups=4)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_four_turns_of_two_equal_a_batch_of_eight(coded: bool) -> None:
     images = pictures(16, 16, dtype=torch.float64)
     results = []
     for turns in (1, 4):
-        module = small_module(torch.float64, small_critic(adaptive=False, lecam=0.1))
+        critic = small_critic(adaptive=False, lecam=0.1)
+        settings = {"autoencoder": coded_autoencoder().double()} if coded else {}
+        module = small_module(torch.float64, critic, **settings)
         fit = trainer(5, precision="64-true", accumulate_grad_batches=turns)
         fit.fit(module, Pictures(images, 8, accumulate=turns))
         assert fit.global_step == 5
-        results.append([weights(module.network), weights(module.average), weights(module.critic)])
-    for whole, in_turns in zip(*results, strict=True):
-        assert torch.allclose(whole, in_turns, rtol=0, atol=1e-9)
+        results.append(module.state_dict())
+    for name, whole in results[0].items():
+        in_turns = results[1][name]
+        assert torch.allclose(whole.double(), in_turns.double(), rtol=0, atol=1e-9), name
 
 
 def gradients(module: AutoencoderModule, start: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -284,12 +297,16 @@ def test_clipping_treats_each_network_alone() -> None:
         assert float((weights(network) - old).norm()) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_decoder_only_training_leaves_latents_bit_for_bit() -> None:
+@pytest.mark.parametrize("coded", [False, True])
+def test_decoder_only_training_leaves_latents_bit_for_bit(coded: bool) -> None:
     image = pictures(4, 16)
-    module = small_module(freeze_encoder=True)
+    settings = {"autoencoder": coded_autoencoder()} if coded else {}
+    module = small_module(freeze_encoder=True, **settings)
     before, decoder = module.network.encode(image), weights(module.network.decoder)
+    known = fingerprint(module.network)
     trainer(3).fit(module, Pictures(image, 4))
     for network in (module.network, module.average):
+        assert fingerprint(network) == known
         after = network.encode(image)
         assert torch.equal(after.mean, before.mean)
         assert torch.equal(after.std, before.std)
@@ -332,6 +349,14 @@ def test_skip_leaves_the_step_out_and_goes_on() -> None:
     assert fit.global_step == 5
     assert module.nonfinite.skipped == 1
     assert torch.isfinite(weights(module)).all()
+
+
+def test_under_fp16_a_loss_that_is_not_finite_stops_as_well() -> None:
+    """The scaler alone would skip such steps for ever."""
+    scaler = torch.amp.GradScaler("cpu")
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    with pytest.raises(NonFiniteError, match=r"step 2: the loss is not finite.*picture-9"):
+        trainer(5, [_Poison(2)], plugins=half).fit(small_module(), Pictures(pictures(4, 16), 4))
 
 
 def test_an_unknown_policy_is_refused() -> None:

@@ -93,7 +93,8 @@ class ReconstructionLoss:
         *,
         encoded: int | None = None,
     ) -> ReconstructionTerms:
-        """Computed in float32. The posterior's KL is 0 where its std is (a codebook bounds it).
+        """Computed in float32, but for a perceptual network, which runs in the training's
+        precision. The posterior's KL is 0 where its std is (a codebook bounds it).
         `encoded` is how many numbers the encoded picture had, where `image` is another one."""
         made, wanted = at_least_float32(reconstruction), at_least_float32(image)
         pixel = self._pixel(made, wanted)

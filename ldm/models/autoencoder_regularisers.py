@@ -62,7 +62,8 @@ class Alignment(nn.Module):
     A linear map of the latent should point where the features of the same place point, up to a
     cosine of 1 - `cosine_margin`; and two places should be as alike in the latent as they are in
     the features, up to `distance_margin`. The last map of `features` is brought to the latent's
-    size. Only the linear map is trained; the frozen network is no part of the module.
+    size. Only the linear map is trained; the frozen network is no part of the module. `weight` is
+    all that weighs: it is not balanced against the gradients of the reconstruction, as there.
     """
 
     def __init__(

@@ -12,18 +12,17 @@ import torch.nn.functional as F
 from autoencoder_runs import Pictures, trainer
 from torch import Tensor
 
+from ldm.commands.building import build
+from ldm.commands.composing import composed
 from ldm.data import ShardData, normalise, validation_batches
 from ldm.metrics.reconstruction import psnr
 from ldm.models import (
     L1,
     Alignment,
     Autoencoder,
-    CriticLoss,
     Equivariance,
     FiniteScalarQuantizer,
-    Hinge,
     KLAutoencoder,
-    PatchCritic,
     QuantisedAutoencoder,
     ReconstructionLoss,
     VectorQuantizer,
@@ -96,9 +95,14 @@ def test_it_overfits_to_35_decibels(pictures: Any) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_reconstructions_survive_the_critics_start(seed: int) -> None:
+    """With all that `experiment=emoji/autoencoder` ships, but for an earlier start."""
+    start, found = 400, []
+    words = [f"module.critic.start={start}", f"trainer.max_steps={start + 500}"]
+    config = composed(["experiment=emoji/autoencoder", "name=critic", *words])
     torch.manual_seed(seed)
     images = emoji(512)
-    start, found = 400, []
+    network = build(config.autoencoder, "autoencoder")
+    module = build(config.module, "module", autoencoder=network)
 
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
@@ -106,15 +110,9 @@ def test_reconstructions_survive_the_critics_start(seed: int) -> None:
             if step >= start and (step - start) % 100 == 0:
                 found.append(quality(module, images[:128]))
 
-    critic = CriticLoss(  # conf/critic/emoji.yaml, started earlier
-        PatchCritic(width=32, layers=2, groups=16),
-        Hinge(),
-        weight=0.1,
-        start=start,
-        ramp=500,
-        lecam=1e-3,
-    )
-    train(small(), images, start + 500, [Watch()], critic=critic)
+    clip = config.trainer.gradient_clip_val
+    trainer(start + 500, [Watch()], gradient_clip_val=clip).fit(module, Pictures(images, 16))
+    print(f"seed {seed}: PSNR every 100 steps from the start on: {found}")
     assert len(found) == 6
     assert min(found) > found[0] - 1
 
@@ -159,6 +157,7 @@ def test_equivariance_lowers_its_error() -> None:
         torch.manual_seed(0)
         module = train(small(), images, 300, equivariance=equivariance)
         errors.append(equivariance_error(module, images))
+    print(f"squared error of moved latents' pictures without and with: {errors}")
     assert errors[1] < 0.7 * errors[0]
 
 
@@ -186,4 +185,5 @@ def test_alignment_brings_latents_nearer_to_features() -> None:
             told = Edges()(images)[0].movedim(1, -1).flatten(0, -2).double()
             solved = vectors @ torch.linalg.lstsq(vectors, told).solution
             cosines.append(float(F.cosine_similarity(solved, told, dim=-1).mean()))
-    assert cosines[1] > cosines[0]
+    print(f"cosine to the features without and with: {cosines}")
+    assert 1 - cosines[1] < 0.9 * (1 - cosines[0])

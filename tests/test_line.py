@@ -376,6 +376,35 @@ def test_a_first_stage_with_other_weights_than_it_measured_is_refused(place):
         record.write_text(honest)
 
 
+FIRST = "experiment=emoji/autoencoder autoencoder=tiny image_size=32 data=shards "
+FIRST += f"data.folder=shards {SHORT} "
+DECODER = "name=decoder module.freeze_encoder=true autoencoder.init=runs/first "
+
+
+@pytest.fixture(scope="module")
+def decoder(place):
+    """A first stage with the encoder of `runs/first`, whose decoder saw other pictures."""
+    done = train(f"{FIRST}{DECODER}data.train.shards=shards/val-*.tar", place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "runs/decoder"
+
+
+def test_training_only_the_decoder_leaves_the_contract_to_the_letter(place, decoder):
+    contracts = [(run / "latents.json").read_text() for run in (place / "runs/first", decoder)]
+    assert contracts[0] == contracts[1]
+    before, after = newest_state(place / "runs/first"), newest_state(decoder)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("average.decoder.") for name in moved)
+    assert not any(name.startswith("average.encoder.") for name in moved)
+
+
+def test_a_frozen_encoder_that_is_not_the_measured_one_is_refused(place):
+    """Deeper than what it begins from, so that some of its weights are random."""
+    done = train(FIRST + DECODER + "name=deeper autoencoder.blocks=2", place)
+    refused(done, "autoencoder.init=runs/first", "module.freeze_encoder=true", "another encoder")
+    assert not (place / "runs/deeper").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

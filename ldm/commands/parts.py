@@ -13,7 +13,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.commands.metric_choices import MetricChoices, References, named_references
-from ldm.commands.stale import refuse_other_latents, refuse_other_text
+from ldm.commands.stale import (
+    refuse_other_first_stage,
+    refuse_other_latents,
+    refuse_other_text,
+    refuse_to_continue,
+)
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import (
     averaged,
@@ -155,6 +160,7 @@ class DiffusionStage:
     def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
+        refuse_to_continue(self.config, codec.statistics)
         captions = text_encoder(self.config)
         refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
@@ -263,11 +269,20 @@ class TrainedDiffusion:
 
 def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffusion:
     """The averaged network of a run's newest checkpoint or of the one that is named, with its
-    codec and text encoder."""
+    codec and text encoder; ValueError for another first stage than it was trained with, be it the
+    run's own place or `first_stage`. Another decoder is none."""
     folder = RunFolder(run_named(Path(target)))
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "diffusion")
     checkpoint = checkpoint_named(Path(target)) or newest(folder)
+    place = first_stage or config.first_stage
+    codec = load_codec(place)
+    refuse_other_first_stage(
+        folder.path,
+        codec.statistics,
+        f"--first-stage {place}" if first_stage else f"first_stage={place}",
+        "name it, or one with its encoder (module.freeze_encoder=true), with --first-stage",
+    )
     network = trained_backbone(config, averaged(checkpoint))
     objective = build(config.diffusion, "diffusion")
     return TrainedDiffusion(
@@ -275,7 +290,7 @@ def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffus
         config,
         checkpoint,
         objective.denoiser(network.eval().requires_grad_(False)),
-        load_codec(first_stage or config.first_stage),
+        codec,
         text_encoder(config),
     )
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import warnings
@@ -374,6 +375,75 @@ def test_a_first_stage_with_other_weights_than_it_measured_is_refused(place):
         refused(done, "other weights")
     finally:
         record.write_text(honest)
+
+
+FIRST = "experiment=emoji/autoencoder autoencoder=tiny image_size=32 data=shards "
+FIRST += f"data.folder=shards {SHORT} "
+DECODER = "name=decoder module.freeze_encoder=true autoencoder.init=runs/first "
+
+
+@pytest.fixture(scope="module")
+def decoder(place):
+    """A first stage with the encoder of `runs/first`, whose decoder saw other pictures."""
+    done = train(f"{FIRST}{DECODER}data.train.shards=shards/val-*.tar", place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place / "runs/decoder"
+
+
+def test_training_only_the_decoder_leaves_the_contract_to_the_letter(place, decoder):
+    contracts = [(run / "latents.json").read_text() for run in (place / "runs/first", decoder)]
+    assert contracts[0] == contracts[1]
+    before, after = newest_state(place / "runs/first"), newest_state(decoder)
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("average.decoder.") for name in moved)
+    assert not any(name.startswith("average.encoder.") for name in moved)
+
+
+def test_a_frozen_encoder_that_is_not_the_measured_one_is_refused(place):
+    """Deeper than what it begins from, so that some of its weights are random."""
+    done = train(FIRST + DECODER + "name=deeper autoencoder.blocks=2", place)
+    refused(done, "autoencoder.init=runs/first", "module.freeze_encoder=true", "another encoder")
+    assert not (place / "runs/deeper").exists()
+
+
+def test_another_decoder_of_the_same_encoder_draws_other_pixels(place, decoder):
+    for out, more in (("own", []), ("other", ["--first-stage", "runs/decoder"])):
+        done = ldm("sample", "runs/second", "red ball", "--out", out, *more, cwd=place)
+        assert done.returncode == 0, done.stderr
+    assert (place / "own/000000.png").read_bytes() != (place / "other/000000.png").read_bytes()
+
+
+def test_a_second_stage_refuses_other_latents_than_it_was_trained_in(place, tmp_path):
+    """Of another autoencoder by name, of its own that was trained on since, and of its own measured
+    on other pictures; but not what measuring again moves."""
+    done = train(FIRST + "name=stranger seed=1", place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sample = ("sample", "runs/second", "red ball", "--out", "refused")
+    named = ldm(*sample, "--first-stage", "runs/stranger", cwd=place)
+    refused(named, "--first-stage runs/stranger", "runs/second", "other weights")
+    runs = tmp_path / "runs"
+    shutil.copytree(place / "runs", runs, symlinks=True)
+    record = json.loads((runs / "first/latents.json").read_text())
+    record["mean"][0] += 1e-4 * record["std"][0]
+    (runs / "first/latents.json").write_text(json.dumps(record))
+    assert ldm(*sample, cwd=tmp_path).returncode == 0
+    record["mean"][0] += 0.1 * record["std"][0]
+    (runs / "first/latents.json").write_text(json.dumps(record))
+    refused(ldm(*sample, cwd=tmp_path), "first_stage=runs/first", "latents.json", "--first-stage")
+    shutil.rmtree(runs / "first")
+    (runs / "stranger").rename(runs / "first")
+    refused(ldm(*sample, cwd=tmp_path), "first_stage=runs/first", "other weights")
+    shutil.copytree(place / "shards", tmp_path / "shards")
+    before = (runs / "second/state.json").read_text()
+    resumed = train(SECOND + "name=second " + SHORT, tmp_path)
+    planned = ldm("check", *(SECOND + "name=second").split(), cwd=tmp_path)
+    for done in (resumed, planned):
+        refused(done, "first_stage=runs/first", "runs/second", "name=ANOTHER")
+    assert (runs / "second/state.json").read_text() == before
+    state = json.loads(before)
+    del state["facts"]["first_stage"]  # a run from before this was remembered
+    (runs / "second/state.json").write_text(json.dumps(state))
+    assert ldm(*sample, cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize(

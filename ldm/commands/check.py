@@ -157,6 +157,11 @@ def _check_together(config: Mapping[str, Any]) -> None:
             "trainer.strategy.static_graph=true promises that every step uses the same weights, "
             "and a critic that starts late breaks that; set it to false for this stage"
         )
+    if config.get("module", {}).get("freeze_encoder") and config["autoencoder"]["init"] is None:
+        raise ValueError(
+            "module.freeze_encoder=true keeps the encoder as it is, and autoencoder.init=null "
+            "leaves it random; set autoencoder.init=RUN, or module.freeze_encoder=false"
+        )
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")

@@ -19,6 +19,7 @@ from ldm.commands.parts import (
     precision_of,
     widen,
 )
+from ldm.commands.stale import refuse_to_continue
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
@@ -222,7 +223,9 @@ def _latent_shape(config: DictConfig, todo: list[str]) -> tuple[int, int] | None
     if lacking := first_stage_lacks(config.first_stage):
         todo.append(lacking)
         return None
-    shape = load_codec(config.first_stage).latent_shape(config.image_size)
+    codec = load_codec(config.first_stage)
+    refuse_to_continue(config, codec.statistics)
+    shape = codec.latent_shape(config.image_size)
     return shape[0], shape[1]
 
 

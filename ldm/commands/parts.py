@@ -13,9 +13,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.commands.metric_choices import MetricChoices, References, named_references
-from ldm.commands.stale import refuse_other_latents, refuse_other_text
+from ldm.commands.stale import (
+    refuse_other_first_stage,
+    refuse_other_latents,
+    refuse_other_text,
+    refuse_to_continue,
+)
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
-from ldm.commands.weights import averaged, backbone_to_train, newest, start, trained_backbone
+from ldm.commands.weights import (
+    averaged,
+    backbone_to_train,
+    newest,
+    own_tensors,
+    start,
+    trained_backbone,
+)
 from ldm.data import LatentData, all_pictures
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
@@ -91,6 +103,7 @@ class AutoencoderStage:
                 f"{autoencoder.factor}; set image_size to a multiple of it"
             )
         start(autoencoder, self.config.autoencoder, "autoencoder")
+        self._kept(autoencoder)  # what would be refused at the end is refused now
         module: AutoencoderModule = build(self.config.module, "module", autoencoder=autoencoder)
         return module
 
@@ -110,13 +123,32 @@ class AutoencoderStage:
         ]
 
     def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
-        """The latent contract, `latents.json`, measured over the training pictures with the average
-        that was saved: the module's own may lie in parts on several ranks."""
+        """The latent contract, `latents.json`: of a frozen encoder as it was, else measured over
+        the training pictures with the average that was saved: the module's own may lie in parts on
+        several ranks."""
         average = load_autoencoder(self.config, newest(folder)).to(module.device).eval()
         pictures = (batch["image"] for batch in all_pictures(data.train))
-        statistics = latent_statistics(average, pictures)
+        statistics = self._kept(average) or latent_statistics(average, pictures)
         statistics.save(folder.path / LATENTS)
         print(f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two")
+
+    def _kept(self, autoencoder: Autoencoder) -> LatentStatistics | None:
+        """The record of the first stage whose encoder is frozen; None where nothing is frozen, or
+        there is no record yet. ValueError where the autoencoder's encoder is not that one."""
+        if not self.config.module.freeze_encoder:
+            return None
+        init = self.config.autoencoder.init
+        statistics = record_of(init)
+        if statistics is not None and statistics.fingerprint not in (
+            None,
+            fingerprint(autoencoder),
+        ):
+            raise ValueError(
+                f"autoencoder.init={init}: its latents were measured with another encoder than "
+                "module.freeze_encoder=true keeps here; set autoencoder to its network and "
+                "autoencoder.init to the one that this run began from, or name=ANOTHER"
+            )
+        return statistics
 
 
 @dataclass(frozen=True)
@@ -128,6 +160,7 @@ class DiffusionStage:
     def module(self, data: PictureDataModule) -> LatentDiffusionModule:
         """The network at the size that the first stage and the text encoder ask for."""
         codec = load_codec(self.config.first_stage)
+        refuse_to_continue(self.config, codec.statistics)
         captions = text_encoder(self.config)
         refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
@@ -236,11 +269,20 @@ class TrainedDiffusion:
 
 def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffusion:
     """The averaged network of a run's newest checkpoint or of the one that is named, with its
-    codec and text encoder."""
+    codec and text encoder; ValueError for another first stage than it was trained with, be it the
+    run's own place or `first_stage`. Another decoder is none."""
     folder = RunFolder(run_named(Path(target)))
     config = OmegaConf.create(folder.config())
     _expect_stage(folder, config, "diffusion")
     checkpoint = checkpoint_named(Path(target)) or newest(folder)
+    place = first_stage or config.first_stage
+    codec = load_codec(place)
+    refuse_other_first_stage(
+        folder.path,
+        codec.statistics,
+        f"--first-stage {place}" if first_stage else f"first_stage={place}",
+        "name it, or one with its encoder (module.freeze_encoder=true), with --first-stage",
+    )
     network = trained_backbone(config, averaged(checkpoint))
     objective = build(config.diffusion, "diffusion")
     return TrainedDiffusion(
@@ -248,7 +290,7 @@ def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffus
         config,
         checkpoint,
         objective.denoiser(network.eval().requires_grad_(False)),
-        load_codec(first_stage or config.first_stage),
+        codec,
         text_encoder(config),
     )
 
@@ -269,6 +311,17 @@ def load_codec(run: str) -> LatentCodec:
         )
     autoencoder = load_autoencoder(config, newest(folder))
     return LatentCodec(autoencoder, LatentStatistics.load(folder.path / LATENTS))
+
+
+def record_of(place: str) -> LatentStatistics | None:
+    """The statistics alone, as `load_codec` has them; None where none have been measured: of a run
+    that has not ended, and of weights without the rest of a run."""
+    path = first_stage_at(place)
+    if (path / LATENTS).is_file():
+        return LatentStatistics.load(path / LATENTS)
+    if not _foreign(path) or own_tensors(path, "autoencoder") is not None:
+        return None
+    return _foreign_codec(path).statistics
 
 
 def load_autoencoder(config: DictConfig, checkpoint: Checkpoint) -> Autoencoder:

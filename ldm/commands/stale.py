@@ -1,10 +1,62 @@
-"""Whether latent shards belong to the networks and the pictures of a training."""
+"""Whether latent shards and a first stage belong to the networks and pictures of a training."""
+
+from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
 from ldm.data import LatentData, ShardData
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.codec import LatentCodec
+from ldm.frozen.codec import LatentCodec, LatentStatistics
+from ldm.runs.folder import run_folder
+from ldm.runs.state import read_state
+
+SAME = 0.01  # of a deviation: what measuring again on another device moves is far below
+
+
+def remembered(statistics: LatentStatistics) -> dict[str, Any]:
+    """What a second stage's state keeps of the first one: all that makes its latents, and nothing
+    of the decoder."""
+    return {
+        "fingerprint": statistics.fingerprint,
+        "mean": statistics.mean,
+        "std": statistics.std,
+    }
+
+
+def refuse_other_first_stage(
+    run: Path, statistics: LatentStatistics, named: str, remedy: str
+) -> None:
+    """ValueError where the run was trained in other latents than these; a run of before this was
+    remembered takes any."""
+    known = read_state(run).facts.get("first_stage")
+    if known is None:
+        return
+    if known["fingerprint"] != statistics.fingerprint:
+        what = "its encoder has other weights"
+    elif not _near(known["mean"], known["std"], statistics):
+        what = "its latents.json has other means and deviations"
+    else:
+        return
+    raise ValueError(f"{named}: not the first stage that {run} was trained with ({what}); {remedy}")
+
+
+def refuse_to_continue(config: DictConfig, statistics: LatentStatistics) -> None:
+    """The same of the run that the configuration names, where it is there already."""
+    refuse_other_first_stage(
+        run_folder(config.run_root, config.name).path,
+        statistics,
+        f"first_stage={config.first_stage}",
+        "put that one back to continue, or set name=ANOTHER",
+    )
+
+
+def _near(means: list[float], stds: list[float], found: LatentStatistics) -> bool:
+    return len(stds) == found.channels and all(
+        abs(was - now) <= SAME * std
+        for known, given in ((means, found.mean), (stds, found.std))
+        for was, now, std in zip(known, given, stds, strict=True)
+    )
 
 
 def refuse_other_latents(

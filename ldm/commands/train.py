@@ -23,6 +23,7 @@ from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
 from ldm.commands.plan import peak_of, training_cost
 from ldm.commands.resuming import hopeless, resume_point
+from ldm.commands.stale import remembered
 from ldm.data.errors import DataError
 from ldm.runs.attempts import Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints
@@ -73,11 +74,7 @@ def train(config: DictConfig) -> int:
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
     if rank() == 0:
         make_folder(folder)
-    facts = {
-        "stage": config.stage_name,
-        "max_steps": config.trainer.max_steps,
-        "data": {"train": data.train.content_hash, "val": data.val.content_hash},
-    }
+    facts = _facts(config, module, data)
     only_one: AbstractContextManager[Any] = RunLock(folder.path) if rank() == 0 else nullcontext()
     with only_one:
         resumed = None
@@ -107,6 +104,18 @@ def train(config: DictConfig) -> int:
             elif code:
                 outcome |= {"state": "failed", "error": Attempts(folder.path).last_failure()}
         return code
+
+
+def _facts(config: DictConfig, module: Any, data: PictureDataModule) -> dict[str, Any]:
+    """What the run's state remembers, to be refused another of when it is continued or used."""
+    facts = {
+        "stage": config.stage_name,
+        "max_steps": config.trainer.max_steps,
+        "data": {"train": data.train.content_hash, "val": data.val.content_hash},
+    }
+    if config.stage_name == "diffusion":
+        facts["first_stage"] = remembered(module.codec.statistics)
+    return facts
 
 
 def _fit(

@@ -94,11 +94,8 @@ def weights_at(path: Path, key: str) -> dict[str, Tensor]:
             "no such file or folder; names on the hub are not fetched: download config.json and "
             "diffusion_pytorch_model.safetensors into a folder, or one .safetensors, and name it"
         )
-    for file in (path, path / OURS, path / key / OURS):
-        if file.is_file() and file.suffix == ".safetensors":
-            state = read_weights(file)
-            if _ours(state):
-                return state
+    if (state := own_tensors(path, key)) is not None:
+        return state
     for run in (path, path / "first_stage"):
         if RunFolder(run).config_file.is_file() and checkpoints(RunFolder(run).checkpoints):
             return _of_run(RunFolder(run), key)
@@ -116,6 +113,16 @@ def weights_at(path: Path, key: str) -> dict[str, Tensor]:
     if found is None:
         raise ValueError(f"holds no {key} that is known here")
     return dict(found.state_dict())
+
+
+def own_tensors(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Of a file that `ldm import` or `ldm export` wrote, or of the one in such a folder."""
+    for file in (path, path / OURS, path / key / OURS):
+        if file.is_file() and file.suffix == ".safetensors":
+            state = read_weights(file)
+            if _ours(state):
+                return state
+    return None
 
 
 def _ours(state: Mapping[str, Tensor]) -> bool:

@@ -132,6 +132,7 @@ MISTAKES = [
     # parts that exclude each other
     (AUTOENCODER, "accumulate=5", "global_batch", "multiple of 5"),
     (AUTOENCODER, "trainer.devices=3", "global_batch", "multiple of 3"),
+    (AUTOENCODER, "module.freeze_encoder=true", "autoencoder.init=null", "autoencoder.init=RUN"),
     (AUTOENCODER, "image_size=60", "image_size", "multiple"),
     (AUTOENCODER, "module.lr_schedule.warmup=30000", "lr_schedule.warmup", "shorter warmup"),
     (AUTOENCODER, "checkpoint.keep_every=700", "checkpoint.keep_every", "multiple"),

@@ -11,7 +11,7 @@ from small_parts import classes, randomise
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.commands.building import build
-from ldm.commands.parts import load_codec
+from ldm.commands.parts import load_codec, record_of
 from ldm.commands.weights import weights_at
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import new_clip
@@ -102,6 +102,7 @@ def test_a_first_stage_of_another_tool_is_used_where_it_lies(tmp_path: Path, for
         place, scale = tmp_path / "vae.safetensors", 0.18215
         save_file({f"first_stage_model.{n}": v for n, v in state.items()}, place)
     codec = load_codec(str(place))
+    assert record_of(str(place)) == codec.statistics
     image = torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
         wanted = network.encode(image).mean * scale

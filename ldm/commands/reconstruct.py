@@ -1,6 +1,8 @@
 """`ldm reconstruct`: pictures through a first stage and back."""
 
 import argparse
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,17 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.metrics.reconstruction import PSNR, SSIM
     from ldm.runs.folder import RunFolder
 
+    targets = targets_of(arguments.images, arguments.out)
     lpips = _lpips(arguments.lpips)
     codec = load_codec(arguments.run)
     size = OmegaConf.create(RunFolder(Path(arguments.run)).config()).image_size
     pictures = [read_picture(Path(name), size) for name in arguments.images]
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    for name, picture in zip(arguments.images, pictures, strict=True):
+    Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    for name, picture, path in zip(arguments.images, pictures, targets, strict=True):
         made = codec.decode(codec.encode(picture))
         psnr, ssim = PSNR(), SSIM()
         psnr.update(made, picture)
         ssim.update(made, picture)
-        path = out / f"{Path(name).stem}.png"
         scores = {"psnr": round(float(psnr.compute()), 3), "ssim": round(float(ssim.compute()), 4)}
         said = f"PSNR {scores['psnr']:.2f} dB  SSIM {scores['ssim']:.3f}"
         if lpips is not None:
@@ -52,6 +53,25 @@ def run(arguments: argparse.Namespace) -> int:
     if lpips is None:
         print("no LPIPS: it needs torchvision's vgg16-397923af.pth; name it with --lpips FILE")
     return 0
+
+
+def targets_of(images: Sequence[str], out: str) -> list[Path]:
+    """Where each picture's PNG goes: one name each, a repeated one numbered (x-2.png). ValueError
+    where that is one of the pictures themselves."""
+    pictures = {Path(name).resolve() for name in images}
+    targets: list[Path] = []
+    for name in images:
+        path = Path(out) / f"{Path(name).stem}.png"
+        numbers = itertools.count(2)
+        while path in targets:
+            path = path.with_name(f"{Path(name).stem}-{next(numbers)}.png")
+        if path.resolve() in pictures:
+            raise ValueError(
+                f"--out {out}: {path} is one of the pictures to reconstruct and would be "
+                "overwritten; set --out to another folder"
+            )
+        targets.append(path)
+    return targets
 
 
 def _lpips(given: str | None) -> Any:

@@ -1,6 +1,7 @@
 """`ldm sample`: prompts in, PNGs out."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,12 @@ def add_parser(subparsers: Any) -> None:
         "--mask", metavar="FILE", help="of the picture's size: white is painted anew, black is kept"
     )
     parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="larger pictures are decoded in tiles of this side, which bounds the memory",
+    )
+    parser.add_argument(
         "--trajectory", action="store_true", help="also a strip and a GIF of each denoising"
     )
     add_options(parser)
@@ -47,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.commands.trajectory import Trajectory, save_trajectory
     from ldm.generate import grid, save_png, to_picture
 
-    trained = load_diffusion(arguments.run, arguments.first_stage)
+    trained = _tiled(load_diffusion(arguments.run, arguments.first_stage), arguments.tile)
     generate, settings = text_to_image(trained, arguments)
     source = _source(arguments, trained.config.image_size, generate.beside)
     if source is not None:
@@ -73,6 +80,17 @@ def run(arguments: argparse.Namespace) -> int:
     save_png(sheet, out / "grid.png", {"prompts": prompts, "seeds": seeds, **settings})
     print(f"{len(images)} pictures and grid.png in {out}")
     return 0
+
+
+def _tiled(trained: Any, tile: int | None) -> Any:
+    """The same with a codec that decodes in tiles, where --tile asks for it."""
+    from ldm.commands.reconstruct import tile_cells
+    from ldm.frozen import LatentCodec
+
+    if tile is None:
+        return trained
+    codec, cells = trained.codec, tile_cells(tile, trained.codec.autoencoder.factor)
+    return replace(trained, codec=LatentCodec(codec.autoencoder, codec.statistics, tile=cells))
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:

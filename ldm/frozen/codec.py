@@ -18,6 +18,7 @@ from torch import Tensor
 from ldm import ranks
 from ldm.frozen.codec_tiles import in_tiles
 from ldm.models import Autoencoder
+from ldm.models.autoencoder import check_image
 from ldm.types import Draws, Image, Latent, Posterior
 
 
@@ -214,6 +215,7 @@ class LatentCodec:
 
     def _posterior(self, image: Image) -> Posterior:
         factor = self.autoencoder.factor
+        check_image(image, self.autoencoder.image_channels, factor)
         if self._small(image.shape[2] // factor, image.shape[3] // factor):
             return self.autoencoder.encode(image)
 

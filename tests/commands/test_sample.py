@@ -18,6 +18,7 @@ from ldm.commands.drawing import text_to_image
 from ldm.commands.options import Asked
 from ldm.commands.reconstruct import read_picture
 from ldm.diffusion import DDIM, Guided, Heun, KarrasGrid, Projected, Rescaled, TrailingGrid
+from ldm.frozen import LatentCodec
 from ldm.generate import Source, to_picture
 
 
@@ -144,6 +145,22 @@ def test_an_enlarging_network_hears_of_the_small_picture(sample, trained, monkey
     assert "--mask mask.png: this run enlarges pictures" in line
 
 
+def test_tiles_no_smaller_than_the_picture_change_nothing(sample, monkeypatch):
+    tiles, decode = [], LatentCodec.decode
+
+    def watched(codec, latent):
+        tiles.append(codec.tile)
+        return decode(codec, latent)
+
+    monkeypatch.setattr(LatentCodec, "decode", watched)
+    pictures = []
+    for words in ((), ("--tile", "64")):
+        assert sample("a cat", *words) == 0
+        pictures.append(pixels("out/000000.png"))
+    assert torch.equal(*pictures)
+    assert tiles == [None, 8]
+
+
 def test_a_cell_of_the_latent_is_kept_only_as_a_whole():
     paint = torch.zeros(1, 1, 8, 8)
     paint[..., 3] = 0.5
@@ -231,6 +248,7 @@ def test_thresholding_and_guidance_change_the_picture(trained):
         ("--init-image a.png --strength 1.5", ["--strength 1.5", "0.6"]),
         ("--init-image a.png --mask small.png", ["--mask small.png", "8x8", "40x40"]),
         ("--init-image none.png", ["none.png", "no such file"]),
+        ("--tile 60", ["--tile 60", "factor 8", "at least 64"]),
         ("--steps 0", ["sampler.steps", "at least 1"]),
         ("--passes 0", ["passes", "1 or more"]),
         ("--passes 5 --steps 5", ["--passes 5", "give one"]),

@@ -55,6 +55,12 @@ def test_a_tiled_codec_equals_the_whole_one_up_to_a_tile_and_beyond() -> None:
         assert torch.allclose(tiled.decode(latent), whole.decode(latent), atol=1e-5)
 
 
+def test_a_picture_that_the_factor_does_not_divide_is_refused_in_tiles_as_in_whole() -> None:
+    for tile in (None, 8):
+        with pytest.raises(ValueError, match="67x68, which the autoencoder's factor 4 does not"):
+            local_codec(tile).encode(torch.zeros(1, 3, 67, 68))
+
+
 def test_impossible_tiles_are_refused() -> None:
     with pytest.raises(ValueError, match="tile=4 latent cells"):
         local_codec(4)

@@ -81,8 +81,12 @@ class ClipStage:
         """Nothing to look at: its validation is numbers."""
         return []
 
-    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
+    def finish(
+        self, folder: RunFolder, trainer: L.Trainer, module: Any, data: PictureDataModule
+    ) -> None:
         """The open_clip folder, `clip/`."""
+        if not trainer.is_global_zero:
+            return
         plain: Any = OmegaConf.to_container(self.config.clip, resolve=True)
         save_clip(folder.path / "clip", module.network, plain)
         print(f"    wrote  {folder.path / 'clip'}: an open_clip model; evaluation.clip=… uses it")
@@ -122,15 +126,27 @@ class AutoencoderStage:
             )
         ]
 
-    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
+    def finish(
+        self, folder: RunFolder, trainer: L.Trainer, module: Any, data: PictureDataModule
+    ) -> None:
         """The latent contract, `latents.json`: of a frozen encoder as it was, else measured over
-        the training pictures with the average that was saved: the module's own may lie in parts on
-        several ranks."""
-        average = load_autoencoder(self.config, newest(folder)).to(module.device).eval()
-        pictures = (batch["image"] for batch in all_pictures(data.train))
-        statistics = self._kept(average) or latent_statistics(average, pictures)
-        statistics.save(folder.path / LATENTS)
-        print(f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two")
+        the training pictures, by all ranks, with the average that was saved: the module's own may
+        lie in parts on several ranks."""
+        # Lightning has brought the module back to the CPU by now.
+        device = trainer.strategy.root_device
+        average = load_autoencoder(self.config, newest(folder)).to(device).eval()
+        share = all_pictures(
+            data.train, rank=trainer.global_rank, world=trainer.world_size, workers=data.workers
+        )
+        pictures = (batch["image"][batch["valid"]] for batch in share)
+        statistics = self._kept(average) or latent_statistics(
+            average, pictures, over_ranks=trainer.world_size > 1
+        )
+        if trainer.is_global_zero:
+            statistics.save(folder.path / LATENTS)
+            print(
+                f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two"
+            )
 
     def _kept(self, autoencoder: Autoencoder) -> LatentStatistics | None:
         """The record of the first stage whose encoder is frozen; None where nothing is frozen, or
@@ -199,8 +215,12 @@ class DiffusionStage:
             ),
         ]
 
-    def finish(self, folder: RunFolder, module: Any, data: PictureDataModule) -> None:
+    def finish(
+        self, folder: RunFolder, trainer: L.Trainer, module: Any, data: PictureDataModule
+    ) -> None:
         """Say how to use it."""
+        if not trainer.is_global_zero:
+            return
         shown = self.config.evaluation.grid_prompts or list(islice(data.val.captions(), 1))
         print(f"      try  ldm sample {folder.path} {shlex.quote(str(shown[0]))} --out out")
 

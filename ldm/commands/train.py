@@ -145,9 +145,10 @@ def _fit(
     finally:
         if rank() == 0 and code:
             attempts.end(trainer.global_step, code, why)
-    if code == 0 and trainer.is_global_zero:
+    if code == 0:
         stop_signals.forget()
-        stage.finish(folder, module, data)
+        stage.finish(folder, trainer, module, data)
+    if code == 0 and trainer.is_global_zero:
         attempts.end(trainer.global_step, 0, "done")
         _conclude(folder, trainer, time.monotonic() - began)
     return 0 if watched_by_lightning() else code

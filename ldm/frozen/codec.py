@@ -126,8 +126,9 @@ def latent_statistics(
     moments = LatentMoments(autoencoder.latent_channels, device)
     sizes: set[tuple[int, int]] = set()
     for images in pictures:
-        moments.update(autoencoder.encode(images.to(device)))
-        sizes.add((images.shape[2], images.shape[3]))
+        if len(images):  # a rank's last batch may hold none that count
+            moments.update(autoencoder.encode(images.to(device)))
+            sizes.add((images.shape[2], images.shape[3]))
     if over_ranks:
         moments.add_ranks()
         gathered: list[set[tuple[int, int]]] = [set() for _ in range(ranks.count())]

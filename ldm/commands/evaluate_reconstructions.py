@@ -11,7 +11,7 @@ from ldm.commands.judging import Ranks, ready
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
 from ldm.commands.parts import load_autoencoder
 from ldm.commands.weights import newest
-from ldm.data import all_pictures
+from ldm.data import all_pictures, valid_pictures
 from ldm.metrics import MetricGroup
 from ldm.runs.checkpoints import checkpoint_named, run_named
 from ldm.runs.folder import RunFolder
@@ -42,10 +42,7 @@ def reconstruction_row(
     shares = all_pictures(
         pictures, device=device, rank=ranks.rank, world=ranks.world, batch=arguments.batch_size
     )
-    for batch in shares:
-        images = batch["image"][batch["valid"].to(device)]
-        if not len(images):
-            continue
+    for images in valid_pictures(shares):
         with torch.no_grad():
             latent = autoencoder.encode(images).mean
             made = autoencoder.decode(latent).float().clamp(-1, 1)

@@ -28,7 +28,7 @@ from ldm.commands.weights import (
     start,
     trained_backbone,
 )
-from ldm.data import LatentData, all_pictures
+from ldm.data import LatentData, all_pictures, valid_pictures
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
@@ -138,9 +138,8 @@ class AutoencoderStage:
         share = all_pictures(
             data.train, rank=trainer.global_rank, world=trainer.world_size, workers=data.workers
         )
-        pictures = (batch["image"][batch["valid"]] for batch in share)
         statistics = self._kept(average) or latent_statistics(
-            average, pictures, over_ranks=trainer.world_size > 1
+            average, valid_pictures(share), over_ranks=trainer.world_size > 1
         )
         if trainer.is_global_zero:
             statistics.save(folder.path / LATENTS)

@@ -5,6 +5,7 @@ from ldm.data.batches import (
     all_pictures,
     normalise,
     training_batches,
+    valid_pictures,
     validation_batches,
 )
 from ldm.data.buckets import BucketedData
@@ -30,5 +31,6 @@ __all__ = [
     "normalise",
     "posterior_of",
     "training_batches",
+    "valid_pictures",
     "validation_batches",
 ]

@@ -1,6 +1,6 @@
 """Batches for one rank: endless and resumable for training, exact and ordered for validation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,16 @@ def all_pictures(
     """Validation batches of pictures, their bytes brought to `device` and normalised there."""
     for found in validation_batches(data, batch=batch, rank=rank, world=world, workers=workers):
         yield {**found, "image": normalise(found["image"].to(device))}
+
+
+def valid_pictures(batches: Iterable[Mapping[str, Any]]) -> Iterator[Tensor]:
+    """The pictures of validation batches, `[b 3 H W]`, without the rows that only fill up; nothing
+    for a batch that has no others."""
+    for batch in batches:
+        images = batch["image"]
+        images = images[batch["valid"].to(images.device)]
+        if len(images):
+            yield images
 
 
 class OrderedBatches:

@@ -6,6 +6,7 @@ from weights and a record that do not belong together.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +29,8 @@ class LatentStatistics:
 
     `std` includes the posterior's own spread, so that drawn latents have variance 1 after
     normalisation. `covariance` is of latent vectors over positions and pictures. `fingerprint` is
-    None only for published codecs, whose weights come from elsewhere.
+    None only for published codecs, whose weights come from elsewhere, and where the latents stay as
+    they are.
     """
 
     mean: tuple[float, ...]
@@ -41,8 +43,21 @@ class LatentStatistics:
     largest: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"latent statistics of {len(self.mean)} means and {len(self.std)} standard "
+                "deviations: set one of each for every latent channel"
+            )
+        both = list(zip(self.mean, self.std, strict=True))
+        broken = [c for c, pair in enumerate(both) if not all(map(math.isfinite, pair))]
+        if broken:
+            raise ValueError(
+                f"latent channels {broken} have no finite mean and std "
+                f"({[both[c] for c in broken]}), so they cannot be normalised: measure them again, "
+                "with an earlier checkpoint if the training diverged"
+            )
         flat = [c for c, std in enumerate(self.std) if not std > 0]
-        if flat or len(self.mean) != len(self.std):
+        if flat:
             raise ValueError(
                 f"latent channels {flat} have no spread (std {[self.std[c] for c in flat]}), so "
                 "they cannot be normalised: train the autoencoder longer, with a smaller KL weight "
@@ -71,6 +86,8 @@ class LatentStatistics:
                 f"{path} is no record of latent statistics ({error}): measure it again by running "
                 "the autoencoder's training to its end"
             ) from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 @dataclass
@@ -126,9 +143,11 @@ def latent_statistics(
     moments = LatentMoments(autoencoder.latent_channels, device)
     sizes: set[tuple[int, int]] = set()
     for images in pictures:
-        if len(images):  # a rank's last batch may hold none that count
-            moments.update(autoencoder.encode(images.to(device)))
-            sizes.add((images.shape[2], images.shape[3]))
+        if not len(images):
+            continue  # a rank's last batch may hold none that count
+        _refuse_not_finite(images, moments.pictures)
+        moments.update(autoencoder.encode(images.to(device)))
+        sizes.add((images.shape[2], images.shape[3]))
     if over_ranks:
         moments.add_ranks()
         gathered: list[set[tuple[int, int]]] = [set() for _ in range(ranks.count())]
@@ -139,7 +158,7 @@ def latent_statistics(
     covariance = moments.covariance()
     return LatentStatistics(
         mean=tuple((moments.total / moments.numbers).tolist()),
-        std=tuple(covariance.diagonal().sqrt().tolist()),
+        std=tuple(covariance.diagonal().clamp(min=0).sqrt().tolist()),
         factor=autoencoder.factor,
         fingerprint=fingerprint(autoencoder),
         covariance=tuple(tuple(row) for row in covariance.tolist()),
@@ -147,6 +166,15 @@ def latent_statistics(
         smallest=min(sizes, key=lambda size: size[0] * size[1]),
         largest=max(sizes, key=lambda size: size[0] * size[1]),
     )
+
+
+def _refuse_not_finite(images: Tensor, earlier: int) -> None:
+    finite = torch.isfinite(images).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise ValueError(
+            f"picture {earlier + int(finite.int().argmin())} (counted from 0) has pixels that are "
+            "not finite, so latents cannot be measured on it: mend it or take it out of data.train"
+        )
 
 
 def fingerprint(autoencoder: Autoencoder) -> str:

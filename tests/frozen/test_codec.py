@@ -1,6 +1,7 @@
 """The latent contract: exact statistics, normalised latents, and refusals of what does not fit."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -97,12 +98,32 @@ def test_the_fingerprint_is_of_the_encoder_alone_and_of_every_number_in_it() -> 
 def test_channels_without_spread_and_broken_latents_are_refused() -> None:
     with pytest.raises(ValueError, match=r"latent channels \[1\] have no spread"):
         LatentStatistics((0.0, 0.0), (1.0, 0.0), 8, None)
+    with pytest.raises(ValueError, match="2 means and 1 standard deviations: set one of each"):
+        LatentStatistics((0.0, 0.0), (1.0,), 8, None)
+    for mean, std in ((math.nan, 1.0), (math.inf, 1.0), (0.0, math.inf), (0.0, math.nan)):
+        with pytest.raises(ValueError, match=r"latent channels \[1\] have no finite mean and std"):
+            LatentStatistics((0.0, mean), (1.0, std), 8, None)
     network = autoencoder()
     nn.init.constant_(network.to_moments.bias, float("nan"))
     with pytest.raises(ValueError, match="latents that are not finite"):
         latent_statistics(network, [images(4)])
     with pytest.raises(ValueError, match="there are no pictures"):
         latent_statistics(autoencoder(), [])
+
+
+def test_a_record_that_cannot_normalise_is_refused_with_its_file(tmp_path: Path) -> None:
+    text = '{"mean": [0.0], "std": [NaN], "factor": 8, "fingerprint": null}'
+    (tmp_path / "latents.json").write_text(text)
+    with pytest.raises(ValueError, match=r"latents\.json: latent channels \[0\] have no finite"):
+        LatentStatistics.load(tmp_path / "latents.json")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_broken_picture_is_not_blamed_on_the_checkpoint(value: float) -> None:
+    pictures = images(9)
+    pictures[6, 1, 3, 3] = value
+    with pytest.raises(ValueError, match=r"picture 6 \(counted from 0\) has pixels that are not"):
+        latent_statistics(autoencoder(), pictures.split(4))
 
 
 def test_a_side_that_the_factor_does_not_divide_is_refused() -> None:

@@ -12,6 +12,8 @@ import torch
 from started import Starter
 from tiny import FIRST, SECOND, last, make_shards, numbers
 
+from ldm.frozen import LatentStatistics
+
 pytestmark = pytest.mark.slow
 STEPS = 20
 # Differences in the last bit grow: Muon's iterations in bf16 make 1e-3 of them in one step, and
@@ -77,6 +79,13 @@ def close(place, name, alone):
         for one in (name, alone)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    if name.startswith("first"):  # the contract, measured by all ranks
+        record, wanted = (
+            LatentStatistics.load(place / "runs" / one / "latents.json") for one in (name, alone)
+        )
+        assert (record.count, record.smallest) == (wanted.count, wanted.smallest)
+        assert record.mean == pytest.approx(wanted.mean, abs=1e-4)
+        assert record.std == pytest.approx(wanted.std, abs=1e-4)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])

@@ -19,6 +19,7 @@ from ldm.commands.parts import (
     precision_of,
     widen,
 )
+from ldm.commands.picture_sizes import refuse_pictures
 from ldm.commands.stale import refuse_to_continue
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
@@ -163,13 +164,9 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
     with torch.device("meta"):
         autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
         extras = [build(config.module[k], f"module.{k}") for k in ("critic",) if config.module[k]]
-    size, factor = config.image_size, autoencoder.factor
-    if size % factor:
-        raise ValueError(
-            f"image_size={size} does not divide by the autoencoder's factor {factor}; "
-            "set image_size to a multiple of it"
-        )
-    side = size // factor
+    refuse_pictures(config, autoencoder)
+    size = config.image_size
+    side = size // autoencoder.factor
     yield "network", _size(autoencoder)
     for critic in extras:
         yield "critic", _size(critic)

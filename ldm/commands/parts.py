@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
 from ldm.commands.metric_choices import MetricChoices, References, named_references
+from ldm.commands.picture_sizes import refuse_pictures
 from ldm.commands.stale import (
     refuse_other_first_stage,
     refuse_other_latents,
@@ -101,11 +102,7 @@ class AutoencoderStage:
     def module(self, data: PictureDataModule) -> AutoencoderModule:
         """The autoencoder with its losses."""
         autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
-        if self.config.image_size % autoencoder.factor:
-            raise ValueError(
-                f"image_size={self.config.image_size} does not divide by the autoencoder's factor "
-                f"{autoencoder.factor}; set image_size to a multiple of it"
-            )
+        refuse_pictures(self.config, autoencoder)
         start(autoencoder, self.config.autoencoder, "autoencoder")
         self._kept(autoencoder)  # what would be refused at the end is refused now
         module: AutoencoderModule = build(self.config.module, "module", autoencoder=autoencoder)

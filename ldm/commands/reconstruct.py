@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="larger pictures go through in tiles of this side, which bounds the memory",
+        help="larger pictures go through in tiles of this side, which bounds the memory; the "
+        "larger the tile, the closer to the whole",
     )
     parser.add_argument(
         "--lpips",

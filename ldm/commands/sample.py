@@ -31,7 +31,8 @@ def add_parser(subparsers: Any) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="larger pictures are decoded in tiles of this side, which bounds the memory",
+        help="larger pictures are decoded in tiles of this side, which bounds the memory; the "
+        "larger the tile, the closer to the whole",
     )
     parser.add_argument(
         "--trajectory", action="store_true", help="also a strip and a GIF of each denoising"

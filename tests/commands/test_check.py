@@ -134,6 +134,8 @@ MISTAKES = [
     (AUTOENCODER, "trainer.devices=3", "global_batch", "multiple of 3"),
     (AUTOENCODER, "module.freeze_encoder=true", "autoencoder.init=null", "autoencoder.init=RUN"),
     (AUTOENCODER, "image_size=60", "image_size", "multiple"),
+    (AUTOENCODER, "critic=patch image_size=16", "critic", "fewer module.critic.network.layers"),
+    (AUTOENCODER, "+autoencoder.image_channels=1", "image_channels=1", "set 3"),
     (AUTOENCODER, "module.lr_schedule.warmup=30000", "lr_schedule.warmup", "shorter warmup"),
     (AUTOENCODER, "checkpoint.keep_every=700", "checkpoint.keep_every", "multiple"),
     (AUTOENCODER, "data.val.size=32", "data.val.size", "image_size=32"),

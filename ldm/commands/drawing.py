@@ -58,10 +58,18 @@ def text_to_image(
 def device_of(name: str | None) -> torch.device:
     """The one that is named, else this process's GPU, else the CPU."""
     if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+            said = str(error).splitlines()[0]
+            raise ValueError(
+                f"--device {name}: not there ({said}); leave it out, or set cpu"
+            ) from None
         return torch.device(name)
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return torch.device("cuda", local % torch.cuda.device_count())
 
 
 def beside_of(config: DictConfig) -> BroughtBeside | None:

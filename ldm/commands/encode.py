@@ -15,8 +15,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--shards",
         nargs="+",
-        default=["asset:emoji/train-*.tar"],
-        help="pictures (default: the emoji)",
+        help="pictures (default: those that the first stage was trained on)",
     )
     parser.add_argument("--split", default="train", help="names the files (default: train)")
     parser.add_argument("--flip", action="store_true", help="mirror images too, as a second set")
@@ -39,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.progress import track
 
+    from ldm.commands.drawing import device_of
     from ldm.commands.parts import first_stage_at, load_codec
     from ldm.data import DataError, ShardData
     from ldm.runs.folder import RunFolder
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--batch-size must be 1 or more, --workers 0 or more")
     codec = load_codec(arguments.run)
     captions = None if arguments.no_text else _text_encoder(arguments.text)
-    device = torch.device(arguments.device or _own_device())
+    device = device_of(arguments.device)
     codec.to(device)
     if captions is not None:
         captions.to(device)
@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.run} is another tool's and says no image_size: `ldm import "
             f"{arguments.run} OUT --image-size N` first, then encode OUT"
         )
-    size = source.config()["image_size"]
-    data = ShardData(arguments.shards, size)
+    config = source.config()
+    data = ShardData(arguments.shards or _shards_of(config, arguments.run), config["image_size"])
     folder = _folder(arguments, codec, captions, data)
     todo = folder.pending(data.set.sizes, rank(), world())
     for path, samples in todo:
@@ -84,6 +84,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _shards_of(config: dict[str, Any], run: str) -> Any:
+    """Those that the first stage was trained on."""
+    shards = config.get("data", {}).get("train", {}).get("shards")
+    if not shards:
+        raise ValueError(
+            f"{run} does not say which shards it was trained on: name pictures with --shards, such "
+            "as --shards 'my-shards/train-*.tar' (asset:emoji/train-*.tar are the emoji)"
+        )
+    return shards
+
+
 def _text_encoder(overrides: list[str]) -> Any:
     """The one that the second stage would build with these settings."""
     from ldm.commands.building import build
@@ -101,17 +112,6 @@ def _text_encoder(overrides: list[str]) -> Any:
     if why is not None:
         raise ValueError(f"--text {' '.join(overrides)}: {why}; encode with --no-text")
     return build(config.text.encoder, "text.encoder")
-
-
-def _own_device() -> str:
-    """A GPU for each rank of a node."""
-    import os
-
-    import torch
-
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def _folder(arguments: argparse.Namespace, codec: Any, captions: Any, data: Any) -> Any:

@@ -24,6 +24,11 @@ def reported(main: Callable[[], Any]) -> int:
         return main() or 0
     except (ValueError, FileNotFoundError) as error:
         return _say(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _say(f"{place}{error.strerror or error}; name another place, or make room or way")
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED

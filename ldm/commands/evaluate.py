@@ -47,15 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     if not target.is_dir():
         raise FileNotFoundError(f"{target}: no such folder; name a run, a checkpoint or pictures")
 
-    import torch
-
+    from ldm.commands.drawing import device_of
     from ldm.commands.judging import join_ranks
     from ldm.runs.checkpoints import run_named
 
     ranks = join_ranks()
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = device_of(arguments.device)
     run_folder = run_named(target)
     is_run = (run_folder / "config.yaml").is_file()
     out = Path(arguments.out) if arguments.out else run_folder / "evaluation"
@@ -165,8 +162,9 @@ def _cell_row(
         "steps": generate.sampler.steps,
         "guidance": settings["guidance"],
     }
-    # Other settings, other prompts and other seeds have folders of their own.
-    every = json.dumps([settings, prompts, arguments.seed], sort_keys=True)
+    # Other settings, another first stage, other prompts and other seeds have folders of their own.
+    latents = trained.codec.statistics.fingerprint
+    every = json.dumps([settings, prompts, arguments.seed, latents], sort_keys=True)
     digest = hashlib.sha256(every.encode()).hexdigest()[:8]
     step = settings["checkpoint"].rpartition("/")[2]
     folder = out / step / "-".join([*(f"{k}={v}" for k, v in shown.items()), digest])

@@ -165,7 +165,8 @@ def _tell_failure(folder: RunFolder, trainer: L.Trainer, why: str) -> None:
     if rank() == 0:
         good = checkpoints(folder.checkpoints)
         last = f"the last good checkpoint is {good[-1].path}" if good else "there is no checkpoint"
-        print(f"error: step {trainer.global_step}: {why}; {last}", file=sys.stderr)
+        at = "" if why.startswith("step ") else f"step {trainer.global_step}: "
+        print(f"error: {at}{why}; {last}", file=sys.stderr)
 
 
 def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error: Exception) -> int:

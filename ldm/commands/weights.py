@@ -1,6 +1,7 @@
 """What a network starts from, and what a run's checkpoint holds: `backbone.init`,
 `autoencoder.init` and `lora`."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,9 @@ def averaged(checkpoint: Checkpoint) -> dict[str, Any]:
 def newest(folder: RunFolder) -> Checkpoint:
     """The newest checkpoint that is whole, without touching the folder."""
     for checkpoint in reversed(checkpoints(folder.checkpoints)):
-        if checkpoint.damage() is None:
+        if (damage := checkpoint.damage()) is None:
             return checkpoint
+        print(f"warning: {checkpoint.path}: {damage}; it is passed over", file=sys.stderr)
     raise FileNotFoundError(
         f"{folder.checkpoints}: no whole checkpoint; train the run, or name another one"
     )

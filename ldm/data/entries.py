@@ -60,7 +60,8 @@ def of_folder(folder: Path) -> list[Entry]:
     pictures = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower()[1:] in PICTURES and not path.name.startswith(".")
+        if path.suffix.lower()[1:] in PICTURES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not pictures:
         raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")

@@ -56,6 +56,11 @@ def _unpickled(path: Path) -> dict[str, Any]:
             "(" + str(error).splitlines()[0][:120] + "); convert it to .safetensors where you "
             "trust it"
         ) from None
+    except Exception as error:  # the unpickler fails in any way on what is no pickle
+        raise ValueError(
+            f"{path} is damaged or no file of weights ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}); download it again"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, and no tensors by name")
     return content

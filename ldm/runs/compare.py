@@ -58,6 +58,6 @@ def recorded_data(path: Path) -> dict[str, Any]:
     """Hashes of the data that a run was trained on, or {}."""
     try:
         facts = json.loads((path / "state.json").read_text()).get("facts", {})
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         return {}
     return dict(facts.get("data", {}))

@@ -87,7 +87,13 @@ class RunFolder:
             raise FileNotFoundError(
                 f"{self.path}: not a run folder (no config.yaml); name a folder that train.py wrote"
             )
-        return yaml.safe_load(self.config_file.read_text())
+        try:
+            return yaml.safe_load(self.config_file.read_text())
+        except yaml.YAMLError as error:
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"{self.config_file}: damaged ({said}); put a copy of it back, or remove the run"
+            ) from None
 
     def starts(self) -> list[dict[str, Any]]:
         """Where each start of the run came from, oldest first; a line that is being written, or

@@ -63,6 +63,10 @@ def test_the_table_is_filtered_and_sorted(ldm):
     assert names(ldm("runs", "--sort", "train/loss")[1]) == ["high", "low", "broken"]
     assert names(ldm("runs", "--state", "finished", "--sort", "name")[1]) == ["high", "low"]
     assert names(ldm("runs", "list", "runs", "--match", "l*")[1]) == ["low"]
+    assert names(ldm("runs", "--state", "finished", "--sort", "name", "list", "runs")[1]) == [
+        "high",
+        "low",
+    ]
     code, said, _ = ldm("runs", "--state", "failed")
     assert code == 0
     assert "ValueError: loss is nan" in said

@@ -61,6 +61,25 @@ def test_a_pickle_with_code_is_refused_and_not_run(
     assert capsys.readouterr().out == ""
 
 
+def test_a_picture_is_no_pickle(tmp_path: Path) -> None:
+    for content in (b"p", b"\x89PNG\r\n", bytes(range(256))):
+        (tmp_path / "a.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.pt (is damaged|holds)") as caught:
+            read_weights(tmp_path / "a.pt")
+        assert "\n" not in str(caught.value)
+
+
+def test_an_imported_autoencoder_does_not_say_which_pictures_are_meant(
+    pipeline: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    arguments = parsed(importing, "import", str(pipeline), out, "--image-size", "16")
+    assert arguments.func(arguments) == 0
+    arguments = parsed(encode, "encode", out, str(tmp_path / "latents"), "--no-text")
+    with pytest.raises(ValueError, match=r"which shards it was trained on: .* --shards"):
+        arguments.func(arguments)
+
+
 def test_a_hub_name_says_what_to_do(tmp_path: Path) -> None:
     arguments = parsed(importing, "import", "stabilityai/some-model", str(tmp_path / "out"))
     with pytest.raises(FileNotFoundError, match="not fetched, so download it"):

@@ -24,6 +24,8 @@ def reported(main: Callable[[], Any]) -> int:
         return main() or 0
     except (ValueError, FileNotFoundError) as error:
         return _say(str(error))
+    except BrokenPipeError:
+        raise  # a reader that has seen enough
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

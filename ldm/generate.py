@@ -84,7 +84,13 @@ class TextToImage:
         watch: Watch | None = None,
     ) -> Image:
         """`[len(prompts) 3 H W]` in [-1, 1]; `negative` is what guidance leads away from, and
-        `watch` sees each estimate (Watched)."""
+        `watch` sees each estimate (Watched). ValueError unless there is a seed for each prompt."""
+        if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
+            told = "a string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+            raise ValueError(
+                f"{told} and {len(seeds)} seeds: give a list of prompts and a seed for each, such "
+                'as generate(["red apple"], seeds=[0])'
+            )
         device = self.codec.mean.device
         shape = self.codec.latent_shape(self.image_size)
         # On the CPU, so that a seed is the same picture on every kind of device.
@@ -152,11 +158,13 @@ def to_picture(image: torch.Tensor) -> Pictures.Image:
 
 
 def save_png(picture: Pictures.Image, path: Path, texts: Mapping[str, Any]) -> None:
-    """Write a PNG whose text chunks say how it was made."""
+    """Write a PNG whose text chunks say how it was made, whole or not at all."""
     information = PngInfo()
     for key, value in texts.items():
         information.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
-    picture.save(path, pnginfo=information)
+    draft = path.with_name(f".{path.name}")
+    picture.save(draft, format="PNG", pnginfo=information)
+    draft.replace(path)
 
 
 def grid(images: Iterable[torch.Tensor], columns: int) -> Pictures.Image:

@@ -4,6 +4,8 @@ import argparse
 import hashlib
 import itertools
 import json
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the table; write results.json and, for a sweep, pareto.png and by-passes.png."""
+    """Print the table; write results.json and, for a sweep, pareto.png and quality.png."""
     if min(arguments.batch_size, arguments.samples, arguments.per_prompt) < 1:
         raise ValueError("--batch-size, --samples and --per-prompt must be 1 or more")
     cells = settings_of(arguments)
@@ -70,8 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
     if ranks.rank == 0:
         _leave(rows, out)
     ranks.wait()
-    measured = [value for row in rows for value in row["values"].values()]
-    return 0 if any(isinstance(value, float) for value in measured) else FAILED
+    return 0 if _measured(rows) else FAILED
+
+
+def _measured(rows: list[dict[str, Any]]) -> bool:
+    return any(isinstance(value, float) for row in rows for value in row["values"].values())
 
 
 def _leave(rows: list[dict[str, Any]], out: Path) -> None:
@@ -79,8 +84,15 @@ def _leave(rows: list[dict[str, Any]], out: Path) -> None:
     from ldm.commands.evaluate_plots import pareto, quality
 
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     print(table(rows))
+    if not _measured(rows):
+        print(f"nothing was measured; {out / 'results.json'} is as it was", file=sys.stderr)
+        return
+    with (out / "history.jsonl").open("a") as history:
+        history.writelines(json.dumps({"at": time.time(), **row}) + "\n" for row in rows)
+    draft = out / ".results.json"
+    draft.write_text(json.dumps(rows, indent=1) + "\n")
+    draft.replace(out / "results.json")
     if len(rows) > 1 and pareto(rows, out / "pareto.png"):
         print(f"{out / 'pareto.png'}: Fréchet distance against CLIP score")
     if len({row.get("steps") for row in rows}) > 1 and quality(rows, out / "quality.png"):

@@ -64,22 +64,28 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     seeds = [arguments.seed + i for i in range(len(prompts))]
+    start = _first_free(out)
     images: list[torch.Tensor] = []
     for first in range(0, len(prompts), arguments.batch_size):
         part = slice(first, first + arguments.batch_size)
         watch = Trajectory() if arguments.trajectory else None
         batch = generate(prompts[part], seeds[part], arguments.negative, source=source, watch=watch)
         for row, image in enumerate(batch):
-            number = len(images)
-            texts = {"prompt": prompts[number], "seed": seeds[number], **settings}
+            index = len(images)
+            number, texts = (
+                start + index,
+                {"prompt": prompts[index], "seed": seeds[index], **settings},
+            )
             save_png(to_picture(image), out / f"{number:06d}.png", texts)
             if watch is not None:
                 path = out / f"{number:06d}-trajectory"
                 save_trajectory(watch.of(row, trained.codec), image, path, texts)
             images.append(image)
     sheet = grid(images, min(8, len(images)))
-    save_png(sheet, out / "grid.png", {"prompts": prompts, "seeds": seeds, **settings})
-    print(f"{len(images)} pictures and grid.png in {out}")
+    name = f"grid-{start:06d}.png" if (out / "grid.png").exists() else "grid.png"
+    save_png(sheet, out / name, {"prompts": prompts, "seeds": seeds, **settings})
+    after = f", from {start:06d}.png on, after those that were there" if start else ""
+    print(f"{len(images)} pictures and {name} in {out}{after}")
     return 0
 
 
@@ -154,3 +160,9 @@ def _size(path: Path) -> tuple[int, int]:
 
     with Image.open(path) as picture:
         return upright(picture).size
+
+
+def _first_free(out: Path) -> int:
+    """The number after the last picture there: none is overwritten."""
+    numbers = [int(path.stem) for path in out.glob("*.png") if path.stem.isdecimal()]
+    return max(numbers, default=-1) + 1

@@ -54,6 +54,8 @@ def test_a_folder_judged_by_its_own_statistics(folder, tmp_path, monkeypatch, ca
     assert row["pictures"] == 12
     assert abs(values["fd_clip"]) < 1e-3
     assert values["precision"] == values["recall"] == values["coverage"] == 1.0
+    kept = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [line["values"] for line in kept] == [values]
     assert 0 <= values["clip_score"] <= 100
     assert row["names"]["fd_clip"].startswith("frechet_distance/emoji_clip-")
 
@@ -200,7 +202,10 @@ def test_missing_weights_say_which_file_goes_where(
 ):
     monkeypatch.setenv("LDM_CACHE", str(tmp_path / "empty"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    before = '[{"values": {"kid": 1.0}}]'
+    (tmp_path / "results.json").write_text(before)
     code = ldm(monkeypatch, "evaluate", folder, "--metrics", metric, "--out", tmp_path)
+    assert (tmp_path / "results.json").read_text() == before
     output = capsys.readouterr()
     if words:
         assert code == 2

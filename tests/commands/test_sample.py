@@ -4,6 +4,7 @@ what the options do, and what is refused."""
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,9 @@ def sample(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: trained)
 
-    def run(*arguments, verb="sample"):
+    def run(*arguments, verb="sample", beside=False):
+        if not beside:
+            shutil.rmtree("out", ignore_errors=True)
         monkeypatch.setattr("sys.argv", ["ldm", verb, "runs/x", *arguments, "--out", "out"])
         return main()
 
@@ -159,6 +162,25 @@ def test_tiles_no_smaller_than_the_picture_change_nothing(sample, monkeypatch):
         pictures.append(pixels("out/000000.png"))
     assert torch.equal(*pictures)
     assert tiles == [None, 8]
+
+
+def test_no_picture_that_is_there_is_overwritten(sample, capsys):
+    assert sample("a cat", "a dog") == 0
+    names = ["000000.png", "000001.png", "grid.png"]
+    first = [Path("out", name).read_bytes() for name in names]
+    assert sample("a cat", beside=True) == 0
+    assert "from 000002.png on, after those that were there" in capsys.readouterr().out
+    assert [Path("out", name).read_bytes() for name in names] == first
+    assert sorted(p.name for p in Path("out").iterdir()) == sorted(
+        [*names, "000002.png", "grid-000002.png"]
+    )
+    assert torch.equal(pixels("out/000002.png"), pixels("out/000000.png"))
+
+
+@pytest.mark.parametrize("asked", [("a cat", [0]), (["a cat"], [0, 1]), ([], [])])
+def test_from_python_a_seed_for_each_prompt(trained, asked):
+    with pytest.raises(ValueError, match="give a list of prompts and a seed for each"):
+        generator(trained)(*asked)
 
 
 def test_a_cell_of_the_latent_is_kept_only_as_a_whole():

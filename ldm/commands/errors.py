@@ -24,20 +24,23 @@ def reported(main: Callable[[], Any]) -> int:
         return main() or 0
     except (ValueError, FileNotFoundError) as error:
         return _say(str(error))
-    except BrokenPipeError:
-        raise  # a reader that has seen enough
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        place = "" if error.filename is None else f"{error.filename}: "
-        return _say(f"{place}{error.strerror or error}; name another place, or make room or way")
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # Hydra's and OmegaConf's classes, without importing either here
+        if isinstance(error, OSError) and error.errno is not None:
+            return _disk(error)
         if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
             raise
         return _say(explain(error, sys.argv[1:]))
+
+
+def _disk(error: OSError) -> int:
+    """What a disk or a path refuses; a reader that has seen enough is no fault."""
+    if isinstance(error, BrokenPipeError):
+        raise error
+    place = "" if error.filename is None else f"{error.filename}: "
+    return _say(f"{place}{error.strerror}; name another place, or make room or way")
 
 
 def explain(error: Exception, arguments: list[str]) -> str:

@@ -72,10 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         batch = generate(prompts[part], seeds[part], arguments.negative, source=source, watch=watch)
         for row, image in enumerate(batch):
             index = len(images)
-            number, texts = (
-                start + index,
-                {"prompt": prompts[index], "seed": seeds[index], **settings},
-            )
+            number = start + index
+            texts = {"prompt": prompts[index], "seed": seeds[index], **settings}
             save_png(to_picture(image), out / f"{number:06d}.png", texts)
             if watch is not None:
                 path = out / f"{number:06d}-trajectory"

@@ -143,8 +143,6 @@ def latent_statistics(
     moments = LatentMoments(autoencoder.latent_channels, device)
     sizes: set[tuple[int, int]] = set()
     for images in pictures:
-        if not len(images):
-            continue  # a rank's last batch may hold none that count
         _refuse_not_finite(images, moments.pictures)
         moments.update(autoencoder.encode(images.to(device)))
         sizes.add((images.shape[2], images.shape[3]))

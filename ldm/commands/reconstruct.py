@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.tiles import add_tile_options, tiled
+
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
@@ -23,13 +25,7 @@ def add_parser(subparsers: Any) -> None:
         help="pictures at their own size, cropped to a multiple of the factor (default: scaled and "
         "cropped to the run's image_size)",
     )
-    parser.add_argument(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="larger pictures go through in tiles of this side, which bounds the memory; the "
-        "larger the tile, the closer to the whole",
-    )
+    add_tile_options(parser)
     parser.add_argument(
         "--lpips",
         metavar="FILE",
@@ -47,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     targets = targets_of(arguments.images, arguments.out)
     lpips = _lpips(arguments.lpips)
-    codec, size = first_stage(arguments.run, arguments.tile)
+    codec, size = first_stage(arguments.run)
+    codec = tiled(codec, arguments)
     if arguments.whole:
         size = None
     elif size is None:
@@ -72,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def first_stage(run: str, tile: int | None = None) -> tuple[Any, int | None]:
+def first_stage(run: str) -> tuple[Any, int | None]:
     """The autoencoder that is named, in a codec whose latents are as they come, and the image_size
     of its run; ValueError or FileNotFoundError where there is none."""
     from omegaconf import OmegaConf
@@ -101,19 +98,7 @@ def first_stage(run: str, tile: int | None = None) -> tuple[Any, int | None]:
         autoencoder, size = load_autoencoder(config, checkpoint), config.image_size
     channels, factor = autoencoder.latent_channels, autoencoder.factor
     as_they_come = LatentStatistics((0.0,) * channels, (1.0,) * channels, factor, None)
-    return LatentCodec(autoencoder, as_they_come, tile=tile_cells(tile, factor)), size
-
-
-def tile_cells(pixels: int | None, factor: int) -> int | None:
-    """--tile in latent cells, as a codec takes it."""
-    if pixels is None:
-        return None
-    if pixels % factor or pixels < 8 * factor:
-        raise ValueError(
-            f"--tile {pixels}: a tile is a multiple of the first stage's factor {factor} and at "
-            f"least {8 * factor}; give e.g. {max(8, round(pixels / factor)) * factor}"
-        )
-    return pixels // factor
+    return LatentCodec(autoencoder, as_they_come), size
 
 
 def targets_of(images: Sequence[str], out: str) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.options import add_options
+from ldm.commands.tiles import add_tile_options, tiled
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,13 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--mask", metavar="FILE", help="of the picture's size: white is painted anew, black is kept"
     )
-    parser.add_argument(
-        "--tile",
-        type=int,
-        metavar="PIXELS",
-        help="larger pictures are decoded in tiles of this side, which bounds the memory; the "
-        "larger the tile, the closer to the whole",
-    )
+    add_tile_options(parser)
     parser.add_argument(
         "--trajectory", action="store_true", help="also a strip and a GIF of each denoising"
     )
@@ -55,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.commands.trajectory import Trajectory, save_trajectory
     from ldm.generate import grid, save_png, to_picture
 
-    trained = _tiled(load_diffusion(arguments.run, arguments.first_stage), arguments.tile)
+    trained = load_diffusion(arguments.run, arguments.first_stage)
+    trained = replace(trained, codec=tiled(trained.codec, arguments))
     generate, settings = text_to_image(trained, arguments)
     source = _source(arguments, trained.config.image_size, generate.beside)
     if source is not None:
@@ -85,17 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     after = f", from {start:06d}.png on, after those that were there" if start else ""
     print(f"{len(images)} pictures and {name} in {out}{after}")
     return 0
-
-
-def _tiled(trained: Any, tile: int | None) -> Any:
-    """The same with a codec that decodes in tiles, where --tile asks for it."""
-    from ldm.commands.reconstruct import tile_cells
-    from ldm.frozen import LatentCodec
-
-    if tile is None:
-        return trained
-    codec, cells = trained.codec, tile_cells(tile, trained.codec.autoencoder.factor)
-    return replace(trained, codec=LatentCodec(codec.autoencoder, codec.statistics, tile=cells))
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:

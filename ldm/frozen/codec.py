@@ -22,6 +22,8 @@ from ldm.models import Autoencoder
 from ldm.models.autoencoder import check_image
 from ldm.types import Draws, Image, Latent, Posterior
 
+LEAST_TILE = 16  # latent cells
+
 
 @dataclass(frozen=True)
 class LatentStatistics:
@@ -190,14 +192,24 @@ class LatentCodec:
     nor sharded, nor checkpointed."""
 
     def __init__(
-        self, autoencoder: Autoencoder, statistics: LatentStatistics, *, tile: int | None = None
+        self,
+        autoencoder: Autoencoder,
+        statistics: LatentStatistics,
+        *,
+        tile: int | None = None,
+        tile_passes: int | None = None,
     ) -> None:
         """Pictures of more than `tile` latent cells a side go through in overlapping tiles, with
-        the memory that one tile takes; see `in_tiles`."""
+        the memory that one tile takes, in as many passes as it takes to equal the whole, or in
+        `tile_passes`; see `in_tiles`."""
         _refuse_mismatch(autoencoder, statistics)
-        if tile is not None and tile < 8:
-            raise ValueError(f"tile={tile} latent cells leave no room to overlap: set 8 or more")
-        self.tile = tile
+        if tile is not None and tile < LEAST_TILE:
+            raise ValueError(
+                f"tile={tile} latent cells leave no room to overlap: set {LEAST_TILE} or more"
+            )
+        if tile_passes is not None and tile_passes < 1:
+            raise ValueError(f"tile_passes={tile_passes}: set 1 or more, or none")
+        self.tile, self.tile_passes = tile, tile_passes
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         self.statistics = statistics
         self.mean = torch.tensor(statistics.mean)[:, None, None]
@@ -259,14 +271,15 @@ class LatentCodec:
         self, function: Callable[[Tensor], Tensor], x: Tensor, cell: int, out_cell: int
     ) -> Tensor:
         tile = self.tile or 0
-        overlap = max(4, tile // 16 * 4)
         return in_tiles(
             lambda part: function(part).float(),
             x,
             cell=cell,
             out_cell=out_cell,
             tile=tile,
-            overlap=overlap,
+            # What a place sees does not grow with the tile.
+            overlap=min(24, tile // 16 * 8),
+            passes=self.tile_passes,
         )
 
 

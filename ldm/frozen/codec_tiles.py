@@ -1,68 +1,117 @@
 """Large pictures piece by piece: overlapping tiles through a network, blended back."""
 
+import itertools
 from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm.frozen.codec_whole import WholePicture
+
 Map = Float[Tensor, "b c h w"]
 
 
 def in_tiles(
-    function: Callable[[Map], Map], x: Map, *, cell: int, out_cell: int, tile: int, overlap: int
+    function: Callable[[Map], Map],
+    x: Map,
+    *,
+    cell: int,
+    out_cell: int,
+    tile: int,
+    overlap: int,
+    passes: int | None = None,
 ) -> Float[Tensor, "b c2 h2 w2"]:
     """What `function` makes of x, from tiles of `tile` latent cells that share `overlap` cells.
 
-    `cell` and `out_cell` are the rows of x and of the result that a latent cell has. The quarter of
-    an overlap next to a tile's edge is thrown away and the middle half is blended linearly, so the
-    result is that of the whole wherever a place depends on less than overlap / 4 cells around it.
-    Group normalisation and attention see a tile where they would see the whole.
+    `cell` and `out_cell` are the rows of x and of the result that a latent cell has. 3/8 of an
+    overlap next to a tile's edge are thrown away and the quarter between is blended linearly, so
+    the result is that of the whole wherever a place depends on less than 3/8 overlap around it and,
+    by norms and attention, on the whole as WholePicture tells it to the tiles. That takes as many
+    passes over all tiles as it takes, or `passes`; in one each tile is a picture of its own.
     """
-    if not 0 < overlap < tile or overlap % 4:
+    if not 0 < overlap < tile or overlap % 8:
         raise ValueError(
-            f"tiles of {tile} cells cannot share {overlap}: set a multiple of 4 below the tile"
+            f"tiles of {tile} cells cannot share {overlap}: set a multiple of 8 below the tile"
         )
-    rows, columns = x.shape[2] // cell, x.shape[3] // cell
-    result = weight = None
-    for top in _starts(rows, tile, overlap):
-        for left in _starts(columns, tile, overlap):
-            bottom, right = min(top + tile, rows), min(left + tile, columns)
-            made = function(x[:, :, top * cell : bottom * cell, left * cell : right * cell])
-            down = _ramp(top, bottom, rows, overlap, out_cell).to(made)
-            across = _ramp(left, right, columns, overlap, out_cell).to(made)
-            share = down[:, None] * across
-            if result is None or weight is None:
-                shape = (*made.shape[:2], rows * out_cell, columns * out_cell)
-                result, weight = made.new_zeros(shape), made.new_zeros(shape[2:])
-            where = (
-                ...,
-                slice(top * out_cell, bottom * out_cell),
-                slice(left * out_cell, right * out_cell),
-            )
-            result[where] += made * share
-            weight[where] += share
+    whole = WholePicture()
+    for number in itertools.count(1):
+        result = _pass(function, x, cell, out_cell, tile, overlap, whole)
+        if whole.still() or number == passes:
+            break
+    return result
+
+
+def _pass(
+    function: Callable[[Map], Map],
+    x: Map,
+    cell: int,
+    out_cell: int,
+    tile: int,
+    overlap: int,
+    whole: WholePicture,
+) -> Float[Tensor, "b c2 h2 w2"]:
+    sides = [x.shape[2] // cell, x.shape[3] // cell]
+    result: Tensor | None = None
+    weight = torch.zeros([side * out_cell for side in sides], device=x.device)
+    for places in itertools.product(*(_spans(side, tile, overlap) for side in sides)):
+        whole.enter_tile((places[0].length, places[1].length), (places[0].own, places[1].own))
+        with whole:
+            made = function(x[:, :, *(place.of(cell) for place in places)])
+        if result is None:
+            result = made.new_zeros(*made.shape[:2], *weight.shape)
+        down, across = (
+            _ramp(place, side, overlap, out_cell).to(made)
+            for place, side in zip(places, sides, strict=True)
+        )
+        where = [place.of(out_cell) for place in places]
+        result[:, :, *where] += made * (share := down[:, None] * across)
+        weight[*where] += share
     assert result is not None
-    assert weight is not None
     return result / weight
 
 
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First cells of the tiles; the last tile ends at the edge."""
+class _Span(NamedTuple):
+    """A tile along one axis, in latent cells of the picture; `own` are those, counted from
+    `first`, that no other tile calls its own."""
+
+    first: int
+    last: int
+    own: slice
+
+    @property
+    def length(self) -> int:
+        """Latent cells."""
+        return self.last - self.first
+
+    def of(self, cell: int) -> slice:
+        """The tile's rows in a map that has `cell` of them a latent cell."""
+        return slice(self.first * cell, self.last * cell)
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[_Span]:
+    """Tiles, the last of which ends at the edge; neighbours part in the middle of what they
+    share."""
     if length <= tile:
-        return [0]
-    last = length - tile
-    return [*range(0, last, tile - overlap), last]
+        return [_Span(0, length, slice(0, length))]
+    firsts = [*range(0, length - tile, tile - overlap), length - tile]
+    cuts = [0, *((here + tile + there) // 2 for here, there in pairwise(firsts)), length]
+    return [
+        _Span(first, first + tile, slice(begin - first, end - first))
+        for first, (begin, end) in zip(firsts, pairwise(cuts), strict=True)
+    ]
 
 
-def _ramp(first: int, last: int, length: int, overlap: int, out_cell: int) -> Float[Tensor, "n"]:
-    """A tile's weight along one axis: 0 near an edge inside the picture, 1 from 3/4 overlap on."""
-    place = (torch.arange((last - first) * out_cell) + 0.5) / out_cell
-    from_start = (place - overlap / 4) / (overlap / 2)
-    from_end = ((last - first) - place - overlap / 4) / (overlap / 2)
+def _ramp(span: _Span, length: int, overlap: int, out_cell: int) -> Float[Tensor, "n"]:
+    """A tile's weight along one axis: 0 near an edge inside the picture, 1 from 5/8 overlap on."""
+    place = (torch.arange(span.length * out_cell) + 0.5) / out_cell
     ramp = torch.ones_like(place)
-    if first > 0:
-        ramp = torch.minimum(ramp, from_start)
-    if last < length:
-        ramp = torch.minimum(ramp, from_end)
+    for inside, distance in (
+        (span.first > 0, place),
+        (span.last < length, span.length - place),
+    ):
+        if inside:
+            ramp = torch.minimum(ramp, (distance - overlap * 3 / 8) / (overlap / 4))
     return ramp.clamp(0, 1)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import wrap_torch_function
 
 from ldm.models.autoencoder import Autoencoder, Latent, Picture, check_image
 from ldm.models.layers import FeatureMap, at_least_float32, without_autocast
@@ -87,9 +88,17 @@ def linear_attention(
 ) -> Float[Tensor, "b n d l"]:
     """sum_j (q_i . k_j) v_j / sum_j (q_i . k_j), for non-negative q and k; 0 where all are 0."""
     with without_autocast(query.device):
-        memory = value @ key.transpose(-1, -2)
-        total = key.sum(dim=-1, keepdim=True).transpose(-1, -2) @ query
-        return (memory @ query) / (total + 1e-6)
+        mixed = linear_memory(key, value) @ query
+        return mixed[:, :, :-1] / (mixed[:, :, -1:] + 1e-6)
+
+
+@wrap_torch_function(lambda key, value: (key, value))
+def linear_memory(
+    key: Float[Tensor, "b n d l"], value: Float[Tensor, "b n d l"]
+) -> Float[Tensor, "b n d1 d"]:
+    """All that a query meets: sum_j v_j k_j^T and, in the last row, sum_j k_j. A function of torch
+    to whoever must see it called: tiles of a picture add theirs up."""
+    return F.pad(value, (0, 0, 0, 1), value=1.0) @ key.transpose(-1, -2)
 
 
 class FoldDown(nn.Module):

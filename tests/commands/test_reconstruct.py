@@ -33,7 +33,7 @@ class Darker:
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     Image.new("RGB", (16, 16), (128, 128, 128)).save(tmp_path / "grey.png")
-    monkeypatch.setattr(reconstruct, "first_stage", lambda run, tile: (Darker(), 16))
+    monkeypatch.setattr(reconstruct, "first_stage", lambda run: (Darker(), 16))
     monkeypatch.delenv("LDM_VGG16", raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -133,16 +133,24 @@ def test_whole_pictures_lose_only_what_the_factor_leaves_over(run):
 
 
 def test_tiles_are_given_in_pixels(run):
-    codec, _ = reconstruct.first_stage(str(run), 64)
-    assert codec.tile == 8
-    assert made_by(run, "--tile", 64) == made_by(run)  # no larger than a tile
-    Image.radial_gradient("L").convert("RGB").save("picture.png")
-    tiled, whole = made_by(run, "--whole", "--tile", 64), made_by(run, "--whole")
-    assert tiled.size == whole.size == (514, 256)
-    assert tiled != whole  # group norms see a tile
-    for pixels in (0, 56, 68):
-        with pytest.raises(ValueError, match=rf"--tile {pixels}: .* factor 8 .* least 64; give"):
+    assert made_by(run, "--tile", 128) == made_by(run)  # no larger than a tile
+    Image.radial_gradient("L").resize((448, 64)).convert("RGB").save("picture.png")
+    tiles = ("--whole", "--tile", 384)
+    once, tiled = made_by(run, *tiles, "--tile-passes", 1), made_by(run, *tiles)
+    whole = made_by(run, "--whole")
+    assert once.size == tiled.size == whole.size == (898, 64)
+
+    def largest(picture):
+        return max(high for _, high in ImageChops.difference(picture, whole).getextrema())
+
+    assert largest(tiled) <= 4 < 40 < largest(once)  # of 255; group norms see a tile in one pass
+    for pixels in (0, 120, 132):
+        with pytest.raises(ValueError, match=rf"--tile {pixels}: .* factor 8 .* least 128; give"):
             made_by(run, "--tile", pixels)
+    with pytest.raises(ValueError, match="--tile-passes 0: give 1 or more"):
+        made_by(run, "--tile", 128, "--tile-passes", 0)
+    with pytest.raises(ValueError, match="--tile-passes 2: there are no tiles; add --tile"):
+        made_by(run, "--tile-passes", 2)
 
 
 def test_what_is_no_first_stage_is_refused_without_a_key_that_nobody_typed(run):

@@ -157,11 +157,11 @@ def test_tiles_no_smaller_than_the_picture_change_nothing(sample, monkeypatch):
 
     monkeypatch.setattr(LatentCodec, "decode", watched)
     pictures = []
-    for words in ((), ("--tile", "64")):
+    for words in ((), ("--tile", "128")):
         assert sample("a cat", *words) == 0
         pictures.append(pixels("out/000000.png"))
     assert torch.equal(*pictures)
-    assert tiles == [None, 8]
+    assert tiles == [None, 16]
 
 
 def test_no_picture_that_is_there_is_overwritten(sample, capsys):
@@ -270,7 +270,7 @@ def test_thresholding_and_guidance_change_the_picture(trained):
         ("--init-image a.png --strength 1.5", ["--strength 1.5", "0.6"]),
         ("--init-image a.png --mask small.png", ["--mask small.png", "8x8", "40x40"]),
         ("--init-image none.png", ["none.png", "no such file"]),
-        ("--tile 60", ["--tile 60", "factor 8", "at least 64"]),
+        ("--tile 60", ["--tile 60", "factor 8", "at least 128"]),
         ("--steps 0", ["sampler.steps", "at least 1"]),
         ("--passes 0", ["passes", "1 or more"]),
         ("--passes 5 --steps 5", ["--passes 5", "give one"]),

@@ -51,6 +51,6 @@ def _warmed(warmup: int, after: Callable[[int], float]) -> Callable[[int], float
 def _check(steps: int, warmup: int) -> None:
     if not 0 <= warmup < steps:
         raise ValueError(
-            f"lr_schedule.warmup={warmup} does not end before lr_schedule.steps={steps}: "
-            "set a shorter warmup or more steps (trainer.max_steps)"
+            f"module.lr_schedule.warmup={warmup} does not end before module.lr_schedule.steps="
+            f"{steps}: set a shorter warmup or more steps (trainer.max_steps)"
         )

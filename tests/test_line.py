@@ -213,8 +213,8 @@ def test_reconstructions_are_measured_as_in_the_run(place):
 
 def test_what_compares_with_training_pictures_decodes_latents(place):
     """As a codec that encodes and decodes them shows them, but for half precision."""
+    from ldm.commands.first_stage import load_codec
     from ldm.commands.metric_choices import References
-    from ldm.commands.parts import load_codec
     from ldm.data import LatentData, ShardData, all_pictures
     from ldm.frozen.features import open_clip_features
     from ldm.metrics import reference_statistics

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import track
 
     from ldm.commands.drawing import device_of
-    from ldm.commands.parts import first_stage_at, load_codec
+    from ldm.commands.first_stage import first_stage_at, load_codec
     from ldm.data import DataError, ShardData
     from ldm.runs.folder import RunFolder
     from ldm.runs.processes import rank, world

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from ldm.commands.first_stage import load_autoencoder
 from ldm.commands.judging import Ranks, ready
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
-from ldm.commands.parts import load_autoencoder
 from ldm.commands.weights import newest
 from ldm.data import all_pictures, valid_pictures
 from ldm.metrics import MetricGroup

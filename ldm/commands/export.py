@@ -51,7 +51,7 @@ def _first_stage(codec: Any) -> Any:
 
 
 def _autoencoder(arguments: argparse.Namespace, out: Path) -> str:
-    from ldm.commands.parts import load_codec
+    from ldm.commands.first_stage import load_codec
     from ldm.interop.first_stage import write_first_stage
     from ldm.runs.folder import RunFolder
 

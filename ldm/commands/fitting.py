@@ -10,12 +10,11 @@ from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import devices_of
+from ldm.commands.first_stage import first_stage_lacks, load_codec
 from ldm.commands.metric_choices import MetricChoices, References, data_of, named_references
 from ldm.commands.parts import (
     agree,
-    first_stage_lacks,
     learns_variance,
-    load_codec,
     precision_of,
     widen,
 )
@@ -164,7 +163,7 @@ def _autoencoder(config: DictConfig) -> Iterator[tuple[str, str]]:
     with torch.device("meta"):
         autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
         extras = [build(config.module[k], f"module.{k}") for k in ("critic",) if config.module[k]]
-    refuse_pictures(config, autoencoder)
+    refuse_pictures(config, autoencoder, [])
     size = config.image_size
     side = size // autoencoder.factor
     yield "network", _size(autoencoder)

@@ -12,10 +12,12 @@ from torchmetrics import Metric
 
 from ldm.commands.building import build
 from ldm.commands.choices import choice
+from ldm.commands.first_stage import load_codec
 from ldm.data import LatentData, all_pictures, posterior_of, validation_batches
 from ldm.data.loading import Data
 from ldm.frozen.codec import LatentCodec
 from ldm.metrics import Features, Reference, load_reference, reference_statistics
+from ldm.training.data import PictureDataModule
 from ldm.types import Posterior
 
 ORIGINALS = "originals"  # of reconstructions: such a metric sees pairs
@@ -187,3 +189,19 @@ class MetricChoices:
         if part.against in SPLITS:
             given.append(self.references.of(part.features, part.against))
         return part.make(*given)
+
+
+def in_run_metrics(
+    config: DictConfig, data: PictureDataModule, *, pairs: bool = False
+) -> MetricChoices:
+    """What `evaluation` asks for; ValueError where weights or statistics are missing. No picture is
+    looked at before the first evaluation."""
+    evaluation = config.evaluation
+    named = named_references(evaluation.reference or [])
+    splits = {"val": lambda: data.val, "train": lambda: data.train}
+    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    device = torch.device("cuda" if on_gpu else "cpu")  # the rank's own, once training has begun
+    references = References(splits, named, device, lambda: load_codec(config.first_stage))
+    return MetricChoices(
+        evaluation.metrics, references, clip=evaluation.clip, pairs=pairs, key="evaluation.metrics"
+    )

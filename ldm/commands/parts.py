@@ -12,8 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
-from ldm.commands.metric_choices import MetricChoices, References, named_references
-from ldm.commands.picture_sizes import refuse_pictures
+from ldm.commands.first_stage import (
+    LATENTS,
+    expect_stage,
+    kept_statistics,
+    load_autoencoder,
+    load_codec,
+)
+from ldm.commands.metric_choices import in_run_metrics
+from ldm.commands.picture_sizes import refuse_pictures, refuse_undivided, sizes_in
 from ldm.commands.stale import (
     refuse_other_first_stage,
     refuse_other_latents,
@@ -25,7 +32,6 @@ from ldm.commands.weights import (
     averaged,
     backbone_to_train,
     newest,
-    own_tensors,
     start,
     trained_backbone,
 )
@@ -33,8 +39,7 @@ from ldm.data import LatentData, all_pictures, valid_pictures
 from ldm.diffusion import Denoiser
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
-from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
-from ldm.interop.reading import holds_models, read_autoencoder
+from ldm.frozen.codec import LatentCodec
 from ldm.metrics import MetricGroup
 from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint, checkpoint_named, run_named
@@ -44,8 +49,6 @@ from ldm.training.callbacks import LossByTime, Reconstructions, SampleQuality
 from ldm.training.clip import ClipModule
 from ldm.training.data import PictureDataModule
 from ldm.training.diffusion import LatentDiffusionModule
-
-LATENTS = "latents.json"
 
 
 def precision_of(asked: str) -> str:
@@ -102,9 +105,9 @@ class AutoencoderStage:
     def module(self, data: PictureDataModule) -> AutoencoderModule:
         """The autoencoder with its losses."""
         autoencoder: Autoencoder = build(self.config.autoencoder, "autoencoder")
-        refuse_pictures(self.config, autoencoder)
+        refuse_pictures(self.config, autoencoder, sizes_in(data.train))
         start(autoencoder, self.config.autoencoder, "autoencoder")
-        self._kept(autoencoder)  # what would be refused at the end is refused now
+        kept_statistics(self.config, autoencoder)  # what would be refused at the end is refused now
         module: AutoencoderModule = build(self.config.module, "module", autoencoder=autoencoder)
         return module
 
@@ -135,7 +138,7 @@ class AutoencoderStage:
         share = all_pictures(
             data.train, rank=trainer.global_rank, world=trainer.world_size, workers=data.workers
         )
-        statistics = self._kept(average) or latent_statistics(
+        statistics = kept_statistics(self.config, average) or latent_statistics(
             average, valid_pictures(share), over_ranks=trainer.world_size > 1
         )
         if trainer.is_global_zero:
@@ -143,24 +146,6 @@ class AutoencoderStage:
             print(
                 f"    wrote  {folder.path / LATENTS}: give first_stage={folder.path} to stage two"
             )
-
-    def _kept(self, autoencoder: Autoencoder) -> LatentStatistics | None:
-        """The record of the first stage whose encoder is frozen; None where nothing is frozen, or
-        there is no record yet. ValueError where the autoencoder's encoder is not that one."""
-        if not self.config.module.freeze_encoder:
-            return None
-        init = self.config.autoencoder.init
-        statistics = record_of(init)
-        if statistics is not None and statistics.fingerprint not in (
-            None,
-            fingerprint(autoencoder),
-        ):
-            raise ValueError(
-                f"autoencoder.init={init}: its latents were measured with another encoder than "
-                "module.freeze_encoder=true keeps here; set autoencoder to its network and "
-                "autoencoder.init to the one that this run began from, or name=ANOTHER"
-            )
-        return statistics
 
 
 @dataclass(frozen=True)
@@ -176,6 +161,7 @@ class DiffusionStage:
         captions = text_encoder(self.config)
         refuse_unheard_sizes(self.config)
         self._fit(codec, captions)
+        refuse_undivided(sizes_in(data.train), codec.autoencoder.factor)
         if isinstance(data.train, LatentData):
             refuse_other_latents(data.train, data.val, codec, self.config)
             refuse_other_text(data.train, captions, self.config)
@@ -289,7 +275,7 @@ def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffus
     run's own place or `first_stage`. Another decoder is none."""
     folder = RunFolder(run_named(Path(target)))
     config = OmegaConf.create(folder.config())
-    _expect_stage(folder, config, "diffusion")
+    expect_stage(folder, config, "diffusion")
     checkpoint = checkpoint_named(Path(target)) or newest(folder)
     place = first_stage or config.first_stage
     codec = load_codec(place)
@@ -311,112 +297,7 @@ def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffus
     )
 
 
-def load_codec(run: str) -> LatentCodec:
-    """The codec of a first-stage run, or of an autoencoder of another tool; ValueError where its
-    weights and statistics do not belong together, FileNotFoundError where there are none."""
-    place = first_stage_at(run)
-    if _foreign(place):
-        return _foreign_codec(place)
-    folder = RunFolder(place)
-    config = OmegaConf.create(folder.config())
-    _expect_stage(folder, config, "autoencoder")
-    if not (folder.path / LATENTS).is_file():
-        raise FileNotFoundError(
-            f"first_stage={run}: no {LATENTS}, so its training has not ended; start the same "
-            "training again to finish it"
-        )
-    autoencoder = load_autoencoder(config, newest(folder))
-    return LatentCodec(autoencoder, LatentStatistics.load(folder.path / LATENTS))
-
-
-def record_of(place: str) -> LatentStatistics | None:
-    """The statistics alone, as `load_codec` has them; None where none have been measured: of a run
-    that has not ended, and of weights without the rest of a run."""
-    path = first_stage_at(place)
-    if (path / LATENTS).is_file():
-        return LatentStatistics.load(path / LATENTS)
-    if not _foreign(path) or own_tensors(path, "autoencoder") is not None:
-        return None
-    return _foreign_codec(path).statistics
-
-
-def load_autoencoder(config: DictConfig, checkpoint: Checkpoint) -> Autoencoder:
-    """The averaged weights of a first stage's checkpoint."""
-    autoencoder: Autoencoder = build(config.autoencoder, "autoencoder")
-    autoencoder.load_state_dict(averaged(checkpoint))
-    return autoencoder
-
-
-def first_stage_lacks(run: str) -> str | None:
-    """What must be done before this first stage can be used; None where it can be."""
-    folder = RunFolder(first_stage_at(run))
-    if _foreign(folder.path):
-        return None
-    if not folder.config_file.is_file():
-        return (
-            f"first_stage={run} is not there yet: train it, or name an autoencoder of another tool "
-            "(docs/formats.md)"
-        )
-    if not (folder.path / LATENTS).is_file():
-        return f"finish first_stage={run}: it has no {LATENTS} yet"
-    return None
-
-
-def first_stage_at(run: str) -> Path:
-    """The folder that is meant: of what `ldm import` wrote, the part."""
-    path = Path(run)
-    part = path / "first_stage"
-    return path if _foreign(path) or not RunFolder(part).config_file.is_file() else part
-
-
-def _foreign(path: Path) -> bool:
-    return holds_models(path) and not RunFolder(path).config_file.is_file()
-
-
-def _foreign_codec(path: Path) -> LatentCodec:
-    """Latents are normalised as its authors say: one mean and one scale for all channels."""
-    found = read_autoencoder(path)
-    if found is None:
-        raise ValueError(f"first_stage={path}: holds no autoencoder that is known here")
-    channels = found.autoencoder.latent_channels
-    statistics = LatentStatistics(
-        (found.mean,) * channels,
-        (found.std,) * channels,
-        factor=found.autoencoder.factor,
-        fingerprint=fingerprint(found.autoencoder),
-    )
-    return LatentCodec(found.autoencoder, statistics)
-
-
 def spread(items: list[str], count: int) -> list[str]:
     """`count` of the items, evenly spaced over the list; all of them when there are fewer."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def in_run_metrics(
-    config: DictConfig, data: PictureDataModule, *, pairs: bool = False
-) -> MetricChoices:
-    """What `evaluation` asks for; ValueError where weights or statistics are missing. No picture is
-    looked at before the first evaluation."""
-    evaluation = config.evaluation
-    named = named_references(evaluation.reference or [])
-    splits = {"val": lambda: data.val, "train": lambda: data.train}
-    on_gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    device = torch.device("cuda" if on_gpu else "cpu")  # the rank's own, once training has begun
-    references = References(splits, named, device, lambda: load_codec(config.first_stage))
-    return MetricChoices(
-        evaluation.metrics, references, clip=evaluation.clip, pairs=pairs, key="evaluation.metrics"
-    )
-
-
-def _under(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _expect_stage(folder: RunFolder, config: DictConfig, stage: str) -> None:
-    if config.get("stage_name") != stage:
-        raise ValueError(
-            f"{folder.path} holds a run of stage {config.get('stage_name')!r}; "
-            f"name one that trained stage={stage}"
-        )

@@ -217,7 +217,7 @@ def backbone_cost(config: Any, captions: Any) -> Cost:
 
 def latent_shape(config: Any) -> tuple[int, int]:
     """Channels and size: of the first stage where it is trained, else as the settings say."""
-    from ldm.commands.parts import LATENTS, first_stage_at, load_codec
+    from ldm.commands.first_stage import LATENTS, first_stage_at, load_codec
 
     if (first_stage_at(config.first_stage) / LATENTS).is_file():
         channels, size, _ = load_codec(config.first_stage).latent_shape(config.image_size)

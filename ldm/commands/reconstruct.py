@@ -74,7 +74,7 @@ def first_stage(run: str) -> tuple[Any, int | None]:
     of its run; ValueError or FileNotFoundError where there is none."""
     from omegaconf import OmegaConf
 
-    from ldm.commands.parts import first_stage_at, load_autoencoder
+    from ldm.commands.first_stage import first_stage_at, load_autoencoder
     from ldm.commands.weights import newest
     from ldm.frozen import LatentCodec, LatentStatistics
     from ldm.interop.reading import holds_models, read_autoencoder

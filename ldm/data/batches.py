@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ldm.data.loading import Data, loaded
@@ -89,10 +90,11 @@ def training_batches(
 
 
 class ValidationBatches:
-    """Every sample once, in order, over all ranks; each rank has the same number of batches.
+    """Every sample once, in order, over all ranks; each rank has the same number of batches. Data
+    of several shapes comes shape by shape, since a batch has one.
 
-    Batches carry `valid` bool[b]: false where a sample only fills up the last batch so that all
-    ranks' are of one size. On one rank all rows are valid.
+    Batches carry `valid` bool[b]: false where a sample only fills up the last batch of a shape so
+    that all ranks' are of one size. On one rank all rows are valid.
     """
 
     def __init__(self, data: Data, *, batch: int, rank: int, world: int, workers: int) -> None:
@@ -105,9 +107,13 @@ class ValidationBatches:
         self.rank = rank
         self.world = world
         self.workers = workers
+        self._shaped = data.shaped()
+        sizes = [len(shaped.samples) for shaped in self._shaped]
+        self._firsts = np.cumsum([0, *sizes])  # position of each shape's first sample
+        self._steps = np.cumsum([0, *(-(-size // self.stride) for size in sizes)])  # and its step
 
     def __len__(self) -> int:
-        return -(-len(self.data) // (self.batch * self.world))
+        return int(self._steps[-1])
 
     @property
     def stride(self) -> int:
@@ -115,18 +121,25 @@ class ValidationBatches:
         return self.batch * self.world
 
     def rows(self, step: int) -> Rows:
-        """This rank's rows of global batch `step`; a position past the end fills up."""
-        first = step * self.batch * self.world
-        rest = min(self.batch * self.world, len(self.data) - first)
-        count = -(-rest // self.world)
-        positions = np.arange(first + self.rank * count, first + (self.rank + 1) * count)
-        return Rows(np.minimum(positions, len(self.data) - 1), positions, seed=0)
+        """This rank's rows of global batch `step`; what is past a shape's end fills up."""
+        return self._rows(step)[0]
+
+    def _rows(self, step: int) -> tuple[Rows, NDArray[np.bool_]]:
+        """And which of them only they hold."""
+        which = int(np.searchsorted(self._steps, step, side="right")) - 1
+        shape, samples = self._shaped[which]
+        first = (step - int(self._steps[which])) * self.stride
+        here = np.asarray(samples[first : first + self.stride], np.int64)
+        count = -(-len(here) // self.world)
+        places = np.arange(self.rank * count, (self.rank + 1) * count)
+        own = here[np.minimum(places, len(here) - 1)]
+        positions = self._firsts[which] + first + places
+        return Rows(own, positions, seed=0, shape=shape), places < len(here)
 
     def __iter__(self) -> Iterator[Any]:
         batches = loaded(self, len(self), self.workers)
         for step, batch in enumerate(batches):
-            positions = torch.from_numpy(self.rows(step).positions)
-            yield {**batch, "valid": positions < len(self.data)}
+            yield {**batch, "valid": torch.from_numpy(self._rows(step)[1])}
 
 
 def validation_batches(

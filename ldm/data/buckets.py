@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.errors import Fault
-from ldm.data.order import Indices, Order, Rows, ShuffledOrder
+from ldm.data.order import Indices, Order, Rows, Shaped, ShuffledOrder
 from ldm.data.shards import PictureBatch, ShardData
 
 
@@ -30,7 +30,7 @@ class BucketedData:
     `multiple` and differ at most by the factor `max_aspect`.
 
     An epoch leaves out what does not fill a global batch: less than one batch a bucket, and others
-    in each epoch. Use `data` itself for validation.
+    in each epoch. Validation shows all of them; use `data` itself to have it in one shape.
     """
 
     def __init__(self, data: ShardData, *, multiple: int = 64, max_aspect: float = 2.0) -> None:
@@ -64,6 +64,13 @@ class BucketedData:
         """Raises ValueError when no bucket fills a global batch."""
         shuffled = ShuffledOrder(self.data.set.sizes, seed, self.reading.window)
         return _BucketedOrder(shuffled, self.buckets, self.shapes, global_batch)
+
+    def shaped(self) -> list[Shaped]:
+        """The buckets that hold anything."""
+        members = [np.flatnonzero(self.buckets == bucket) for bucket in range(len(self.shapes))]
+        return [
+            Shaped(shape, own) for shape, own in zip(self.shapes, members, strict=True) if len(own)
+        ]
 
     def where(self, rows: Rows) -> list[str]:
         """The shards that hold these rows."""

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.errors import DataError, Fault
-from ldm.data.order import Order, Rows
+from ldm.data.order import Order, Rows, Shaped
 from ldm.data.reading import Reading
 from ldm.types import Condition
 
@@ -39,6 +39,9 @@ class Data(Protocol):
 
     def order(self, seed: int, global_batch: int) -> Order:
         """The order of training for batches of that many samples over all ranks."""
+
+    def shaped(self) -> list[Shaped]:
+        """Every sample once, those of a shape together."""
 
     def where(self, rows: Rows) -> list[str]:
         """The shards that hold these rows."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.data.errors import Fault
 from ldm.data.loading import Data
-from ldm.data.order import Indices, Order, Rows
+from ldm.data.order import Indices, Order, Rows, Shaped
 from ldm.data.random import permutation, scattered
 from ldm.types import Condition
 
@@ -61,6 +61,10 @@ class MixedData:
             for part, own in zip(self.data, numbers.tolist(), strict=True)
         ]
         return _MixedOrder(orders, self.counts, self._ends, seed)
+
+    def shaped(self) -> list[Shaped]:
+        """All in one shape: a batch holds samples of several parts."""
+        return [Shaped(None, range(len(self)))]
 
     def where(self, rows: Rows) -> list[str]:
         """The shards that hold these rows."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ldm.data.order import Order, Rows, ShuffledOrder
+from ldm.data.order import Order, Rows, Shaped, ShuffledOrder
 from ldm.data.reading import Reading
 from ldm.data.shard_set import ShardSet
 from ldm.types import Condition
@@ -40,6 +40,10 @@ class Numbered:
         """The training order, which does not depend on the batch. Latents come in the order of the
         pictures that they were made of, since their shards are of the same sizes."""
         return ShuffledOrder(self.set.sizes, seed, self.reading.window)
+
+    def shaped(self) -> list[Shaped]:
+        """All in one shape."""
+        return [Shaped(None, range(len(self)))]
 
     def where(self, rows: Rows) -> list[str]:
         """The shards that hold these rows."""

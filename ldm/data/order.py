@@ -8,7 +8,7 @@ few shards, and any position is found without walking to it.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,13 @@ class Rows:
     positions: Indices
     seed: int
     shape: tuple[int, int] | None = None
+
+
+class Shaped(NamedTuple):
+    """Samples that are shown in one (height, width); None for the data's own."""
+
+    shape: tuple[int, int] | None
+    samples: Indices | range
 
 
 @runtime_checkable

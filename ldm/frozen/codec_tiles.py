@@ -30,7 +30,7 @@ def in_tiles(
     overlap next to a tile's edge are thrown away and the quarter between is blended linearly, so
     the result is that of the whole wherever a place depends on less than 3/8 overlap around it and,
     by norms and attention, on the whole as WholePicture tells it to the tiles. That takes as many
-    passes over all tiles as it takes, or `passes`; in one each tile is a picture of its own.
+    passes over all tiles as it takes, or `passes`; in one a tile knows only those before it.
     """
     if not 0 < overlap < tile or overlap % 8:
         raise ValueError(

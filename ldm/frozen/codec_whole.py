@@ -2,10 +2,10 @@
 reads.
 
 The convolutions of an autoencoder look at a few cells around a place, group normalisation and
-attention at the whole picture. Here a network runs on tiles again and again. In each pass those
-layers add up over the tiles what they would have added up over the whole, and work with the sums
-of the pass before. Pass k + 1 so has the first k of them right whatever it started from, and most
-networks are there long before: the passes end when no sum moves any more.
+attention at the whole picture. Here a network runs on tiles again and again. Those layers add up
+over the tiles what they would have added up over the whole, each tile as it was when it was last
+run. Pass k + 1 so has the first k layers right whatever it started from, and most networks are
+there long before: the passes end when no sum moves any more.
 """
 
 import math
@@ -33,23 +33,26 @@ class WholePicture(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: list[Sums] | None = None  # of the pass before, a layer
-        self.summed: list[Sums] = []
+        self.parts: list[list[Sums]] = []  # the newest of each layer and tile
+        self.before: list[Sums] = []  # together, when the pass before was over
         self.passes = 0
+        self.tile = -1
 
     def enter_tile(self, cells: tuple[int, int], own: tuple[slice, slice]) -> None:
-        """The next call of the network is on a tile of `cells` rows and columns; `own` are those
-        of them that no other tile counts."""
+        """The next call of the network is on the next tile, of `cells` rows and columns; `own` are
+        those of them that no other tile counts."""
         self.cells, self.own = cells, own
-        self.layer = 0
+        self.tile += 1
+        self.layer = -1
 
     def still(self) -> bool:
         """A pass over all tiles has ended: whether another would give the same."""
-        before, self.known, self.summed = self.known, self.summed, []
+        before, self.before = self.before, [_together(parts) for parts in self.parts]
         self.passes += 1
-        if self.passes > len(self.known):
+        self.tile = -1
+        if self.passes > len(self.parts):
             return True  # all of them are right, whatever rounding does to them
-        return before is not None and all(map(_alike, before, self.known))
+        return bool(before) and all(map(_alike, before, self.before))
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -64,19 +67,15 @@ class WholePicture(TorchFunctionMode):
             return self._linear_memory(*args, **options)
         return function(*args, **options)
 
-    def _add(self, sums: Sums, *, joined: bool = False) -> Sums | None:
-        """Takes in a tile's sums for the layer at hand; those of the pass before, if there was
-        one."""
-        if self.layer == len(self.summed):
-            self.summed.append(sums)
-        else:
-            earlier = self.summed[self.layer]
-            self.summed[self.layer] = {
-                name: torch.cat([earlier[name], here], -2) if joined else earlier[name] + here
-                for name, here in sums.items()
-            }
+    def _add(self, sums: Sums) -> Sums:
+        """Takes in a tile's sums for the layer at hand; with them those of all tiles so far, of
+        this pass or, behind this tile, of the one before."""
         self.layer += 1
-        return None if self.known is None else self.known[self.layer - 1]
+        if self.layer == len(self.parts):
+            self.parts.append([])
+        parts = self.parts[self.layer]
+        parts[self.tile : self.tile + 1] = [sums]
+        return _together(parts)
 
     def _own_positions(self, x: Tensor) -> Tensor:
         """Of `[... n d]`, tokens of a tile row by row, those that this tile counts."""
@@ -111,8 +110,6 @@ class WholePicture(TorchFunctionMode):
                 "squares": (variance + mean.square()) * count,
             }
         )
-        if known is None:
-            return F.group_norm(x, groups, weight, bias, eps)
         mean, variance = (
             number.to(at_least_float32(x)).repeat_interleave(x.shape[1] // groups, 1).flatten()
             for number in _moments(known)
@@ -124,14 +121,19 @@ class WholePicture(TorchFunctionMode):
         return F.batch_norm(joined, mean, variance, gain, shift, eps=eps).view_as(x)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        mine = {"key": self._own_positions(key), "value": self._own_positions(value)}
-        known = self._add(mine, joined=True) or {"key": key, "value": value}
+        known = self._add({"key": self._own_positions(key), "value": self._own_positions(value)})
         return F.scaled_dot_product_attention(query, known["key"], known["value"], **options)
 
     def _linear_memory(self, key: Tensor, value: Tensor) -> Tensor:
         own = (self._own_positions(x.transpose(-1, -2)).transpose(-1, -2) for x in (key, value))
-        known = self._add({"memory": linear_memory(*own)})
-        return linear_memory(key, value) if known is None else known["memory"]
+        return self._add({"memory": linear_memory(*own)})["memory"]
+
+
+def _together(parts: list[Sums]) -> Sums:
+    """What all tiles add up to; what attention reads is put together instead."""
+    if "key" in parts[0]:
+        return {name: torch.cat([part[name] for part in parts], -2) for name in parts[0]}
+    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
 
 
 def _alike(before: Sums, now: Sums) -> bool:

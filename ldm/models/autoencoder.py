@@ -57,6 +57,10 @@ class Autoencoder(nn.Module):
         """The weight that writes pixels: where reconstruction and critic are balanced."""
         raise NotImplementedError
 
+    def latent_layer(self) -> Tensor:
+        """The encoder's last weight: where reconstruction and alignment are balanced."""
+        raise NotImplementedError
+
     def encoding(self) -> list[nn.Module]:
         """The parts that make a latent: what decoder-only training freezes and what a latent's
         fingerprint covers."""
@@ -290,6 +294,10 @@ class KLAutoencoder(Autoencoder):
     def last_layer(self) -> Tensor:
         """The decoder's last convolution."""
         return self.decoder.conv_out.weight
+
+    def latent_layer(self) -> Tensor:
+        """The encoder's last convolution."""
+        return self.encoder.conv_out.weight
 
     def encoding(self) -> list[nn.Module]:
         """The encoder and the convolution behind it."""

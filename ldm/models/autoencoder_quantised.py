@@ -92,6 +92,10 @@ class QuantisedAutoencoder(Autoencoder):
         """The decoder's last convolution."""
         return self.decoder.conv_out.weight
 
+    def latent_layer(self) -> Tensor:
+        """The encoder's last convolution."""
+        return self.encoder.conv_out.weight
+
     def encoding(self) -> list[nn.Module]:
         """The encoder and the convolution behind it; codes are read from the latent."""
         return [self.encoder, self.to_latent]

@@ -63,7 +63,8 @@ class Alignment(nn.Module):
     cosine of 1 - `cosine_margin`; and two places should be as alike in the latent as they are in
     the features, up to `distance_margin`. The last map of `features` is brought to the latent's
     size. Only the linear map is trained; the frozen network is no part of the module. `weight` is
-    all that weighs: it is not balanced against the gradients of the reconstruction, as there.
+    its share of the loss. With `adaptive` that is scaled so that at the encoder's last layer its
+    gradient is as long as the reconstruction's, at most `most` times, as they do it.
     """
 
     def __init__(
@@ -75,15 +76,17 @@ class Alignment(nn.Module):
         weight: float = 0.1,
         cosine_margin: float = 0.5,
         distance_margin: float = 0.25,
+        adaptive: bool = True,
+        most: float = 1e4,
     ) -> None:
         super().__init__()
         self.features = features
-        self.weight = weight
+        self.weight, self.adaptive, self.most = weight, adaptive, most
         self.cosine_margin, self.distance_margin = cosine_margin, distance_margin
         self.to_features = nn.Conv2d(latent_channels, width, 1, bias=False)
 
     def forward(self, latent: Latent, image: Picture) -> Float[Tensor, "b"]:
-        """The weighted sum of both, each a mean over places or pairs of places."""
+        """The sum of both, each a mean over places or pairs of places; not weighted."""
         with torch.no_grad():
             told = at_least_float32(self.features(image)[-1])
             self._refuse_other_widths(latent.shape[1], told.shape[1])
@@ -92,7 +95,7 @@ class Alignment(nn.Module):
         pointing = F.relu(1 - self.cosine_margin - cosine).mean(dim=(1, 2))
         with without_autocast(latent.device):
             apart = (likeness(at_least_float32(latent)) - likeness(told)).abs()
-        return self.weight * (pointing + F.relu(apart - self.distance_margin).mean(dim=(1, 2)))
+        return pointing + F.relu(apart - self.distance_margin).mean(dim=(1, 2))
 
     def _refuse_other_widths(self, latent: int, told: int) -> None:
         width, channels = self.to_features.weight.shape[:2]

@@ -1,6 +1,7 @@
 """The critic in training: when it joins, how hard it presses, what keeps it calm."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,14 +12,21 @@ from ldm.models.critic import Adversary, Logits, Picture, frozen
 from ldm.models.layers import at_least_float32
 
 
+class Opinion(NamedTuple):
+    """What a critic thinks of each picture and of its reconstruction: their mean logits, and the
+    share of both's patches that it tells right."""
+
+    real: Float[Tensor, "b"]
+    fake: Float[Tensor, "b"]
+    accuracy: Float[Tensor, "b"]
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """The critic's loss, and what it thought; `accuracy` is the share of patches told right."""
+    """The critic's loss, and what it thought."""
 
     loss: Float[Tensor, ""]
-    real: Float[Tensor, ""]
-    fake: Float[Tensor, ""]
-    accuracy: Float[Tensor, ""]
+    opinion: Opinion
 
 
 class CriticLoss(nn.Module):
@@ -89,8 +97,14 @@ class CriticLoss(nn.Module):
                 fake - self.real_mean
             ).square().mean()
             loss = loss + self.lecam * spread
-        right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
-        return Verdict(loss, real.detach().mean(), fake.detach().mean(), right)
+        return Verdict(loss, _opinion(real.detach(), fake.detach()))
+
+    @torch.no_grad()
+    def opinion(self, image: Picture, reconstruction: Picture) -> Opinion:
+        """Without learning anything."""
+        return _opinion(
+            at_least_float32(self.network(image)), at_least_float32(self.network(reconstruction))
+        )
 
     @torch.no_grad()
     def stepped(self) -> None:
@@ -111,3 +125,8 @@ class CriticLoss(nn.Module):
         """A non-finite turn is not remembered."""
         seen = torch.stack([real.mean(), fake.mean(), torch.ones_like(real.mean())])
         self._turns.append(seen.where(seen.isfinite().all(), 0))
+
+
+def _opinion(real: Logits, fake: Logits) -> Opinion:
+    right = 0.5 * ((real > 0).float() + (fake < 0).float())
+    return Opinion(*(x.mean(dim=(1, 2, 3)) for x in (real, fake, right)))

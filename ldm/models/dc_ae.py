@@ -197,6 +197,10 @@ class DeepCompressionAutoencoder(Autoencoder):
         """The last convolution."""
         return self.conv_out.weight
 
+    def latent_layer(self) -> Tensor:
+        """The convolution behind the encoder."""
+        return self.to_latent.weight
+
     def encoding(self) -> list[nn.Module]:
         """The encoder and the convolution behind it."""
         return [self.encoder, self.to_latent]

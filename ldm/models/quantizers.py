@@ -68,6 +68,11 @@ class VectorQuantizer(nn.Module):
             raise ValueError(
                 f"autoencoder.quantizer.entries={entries}: a codebook needs 2 entries or more"
             )
+        if cosine and channels < 2:
+            raise ValueError(
+                f"autoencoder.quantizer.channels={channels} with cosine=true: one number has no "
+                "direction that could be learnt; give 2 channels or more"
+            )
         self.entries, self.channels = entries, channels
         self.decay, self.commitment = decay, commitment
         self.revive_below, self.cosine = revive_below, cosine

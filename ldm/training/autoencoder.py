@@ -25,7 +25,7 @@ from ldm.training.autoencoder_watched import Watched
 from ldm.training.data import draws_of
 from ldm.training.ema import follow, gradual_decay, twin
 from ldm.training.module import OneOptimizer
-from ldm.types import Image, Latent
+from ldm.types import Image, Latent, Posterior
 
 __all__ = ["AutoencoderModule", "latent_statistics"]
 
@@ -65,6 +65,11 @@ class AutoencoderModule(OneOptimizer):
         self.freeze_encoder = freeze_encoder
         self.watched = Watched(autoencoder, perceptual=loss.perceptual is not None)
         if freeze_encoder:
+            if alignment is not None:
+                raise ValueError(
+                    "module.alignment moves the encoder, which module.freeze_encoder=true keeps as "
+                    "it is: set one of them"
+                )
             for part in autoencoder.encoding():
                 part.requires_grad_(False).eval()  # Lightning leaves modes as they are
 
@@ -97,9 +102,7 @@ class AutoencoderModule(OneOptimizer):
         self._log_terms(terms)
         each = terms.total
         if self.alignment is not None:
-            aligned = self.alignment(posterior.mean, image)
-            self.log("train/alignment", aligned.mean())
-            each = each + aligned
+            each = each + self._aligned(self.alignment, posterior, image, terms.reconstruction)
         self.nonfinite.watch(batch["key"], each)
         loss = each.mean()
         if quantised.penalty is not None:
@@ -132,6 +135,8 @@ class AutoencoderModule(OneOptimizer):
         made = self.average.expand(quantised.latent)
         terms = self.loss(made, image, posterior)
         self.watched.update(image, made, posterior, quantised, terms, batch["valid"])
+        if self.critic is not None and self.critic.active(self.global_step):
+            self.watched.judge(self.critic.opinion(image, made), batch["valid"])
 
     def on_validation_epoch_end(self) -> None:
         """Numbers over the whole set and all ranks."""
@@ -151,6 +156,22 @@ class AutoencoderModule(OneOptimizer):
         latent = self.average.encode(images).mean
         return self.average.decode(latent).float().clamp(-1, 1)
 
+    def _aligned(
+        self,
+        alignment: Alignment,
+        posterior: Posterior,
+        image: Image,
+        kept: Float[Tensor, "b"],
+    ) -> Float[Tensor, "b"]:
+        """The alignment's term, weighted."""
+        apart = alignment(posterior.mean, image)
+        self.log("train/alignment", apart.mean())
+        if not alignment.adaptive:
+            return alignment.weight * apart
+        scale = balance(kept.mean(), apart.mean(), self.network.latent_layer(), alignment.most)
+        self.log("train/alignment_weight", scale)
+        return alignment.weight * scale * apart
+
     def _adversarial(
         self, image: Image, reconstruction: Image, kept: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
@@ -166,9 +187,9 @@ class AutoencoderModule(OneOptimizer):
         self.log_dict(
             {
                 "critic/loss": verdict.loss,
-                "critic/real": verdict.real,
-                "critic/fake": verdict.fake,
-                "critic/accuracy": verdict.accuracy,
+                "critic/real": verdict.opinion.real.mean(),
+                "critic/fake": verdict.opinion.fake.mean(),
+                "critic/accuracy": verdict.opinion.accuracy.mean(),
                 "critic/pressure": pressure,
             }
         )
@@ -194,13 +215,11 @@ class AutoencoderModule(OneOptimizer):
 
 
 def balance(
-    kept: Float[Tensor, ""], fooled: Float[Tensor, ""], last_layer: Tensor, most: float
+    kept: Float[Tensor, ""], other: Float[Tensor, ""], layer: Tensor, most: float
 ) -> Float[Tensor, ""]:
-    """|gradient of kept| / |gradient of fooled| at the last layer, in [0, most], detached
+    """|gradient of kept| / |gradient of the other| at a layer's weight, in [0, most], detached
     (Esser et al. 2021, eq. 7); of the gradients over all ranks, so that every rank has the same."""
-    slopes = [
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0] for loss in (kept, fooled)
-    ]
+    slopes = [torch.autograd.grad(loss, layer, retain_graph=True)[0] for loss in (kept, other)]
     both = at_least_float32(torch.stack(slopes))
     ranks.add(both)  # a mean's factor would cancel in the ratio
     lengths = both.flatten(1).norm(dim=1)

@@ -2,13 +2,14 @@
 
 from jaxtyping import Bool
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from ldm.metrics.latents import ChannelKL, CodebookUse, HighFrequencyShare
 from ldm.metrics.means import PictureMean
 from ldm.metrics.reconstruction import PSNR, SSIM
 from ldm.models.autoencoder import Autoencoder, Quantised
 from ldm.models.autoencoder_losses import ReconstructionTerms, gaussian_kl
+from ldm.models.critic_loss import Opinion
 from ldm.types import Image, Posterior
 
 
@@ -24,6 +25,10 @@ class Watched(nn.Module):
         self.psnr, self.ssim = PSNR(), SSIM()
         self.high_frequencies = HighFrequencyShare(channels)
         self.kl = ChannelKL(channels)
+        self.judged = MetricCollection(
+            {name: PictureMean() for name in Opinion._fields}, compute_groups=False
+        )
+        self.joined = False  # the critic, on all ranks alike
         self.codes = CodebookUse(autoencoder.entries) if autoencoder.entries else None
 
     def update(
@@ -47,6 +52,12 @@ class Watched(nn.Module):
         elif quantised.codes is not None:
             self.codes.update(quantised.codes[valid])
 
+    def judge(self, opinion: Opinion, valid: Bool[Tensor, "b"]) -> None:
+        """Takes in what a critic that has joined thinks of a batch."""
+        self.joined = True
+        for name, numbers in opinion._asdict().items():
+            self.judged[name].update(numbers[valid])
+
     def compute(self) -> dict[str, Tensor]:
         """The numbers by name; every rank must call it."""
         found = {
@@ -57,6 +68,8 @@ class Watched(nn.Module):
         }
         if self.perceptual is not None:
             found["perceptual"] = self.perceptual.compute()
+        if self.joined:
+            found |= {f"critic/{name}": mean for name, mean in self.judged.compute().items()}
         if self.codes is not None:
             return found | {f"codes/{name}": value for name, value in self.codes.compute().items()}
         nats = self.kl.compute()
@@ -69,6 +82,7 @@ class Watched(nn.Module):
 
     def reset(self) -> None:
         """Forgets all batches."""
-        for metric in self.children():
+        for metric in self.modules():
             if isinstance(metric, Metric):
                 metric.reset()
+        self.joined = False

@@ -20,7 +20,8 @@ FIRST = ["experiment=emoji/autoencoder", "loss=l1", "critic=none"]
 SECOND = ["experiment=emoji/diffusion", "backbone.channels=[64,128]", "data=latents"]
 EQUIVARIANCE = "module.equivariance={_target_: ldm.models.Equivariance}"
 ALIGNMENT = (
-    "module.alignment={_target_: ldm.models.Alignment, latent_channels: 8, width: 128, features: "
+    "module.alignment={_target_: ldm.models.Alignment, latent_channels: 8, width: 128, "
+    "adaptive: false, features: "
     "{_target_: ldm.frozen.clip.ClipMaps, folder: 'asset:emoji_clip', layers: [2]}}"
 )
 SPACES = {
@@ -29,6 +30,7 @@ SPACES = {
     "fsq": ["autoencoder=emoji_fsq"],
     "kl + equivariance": ["autoencoder=emoji", EQUIVARIANCE],
     "kl + alignment": ["autoencoder=emoji", ALIGNMENT],
+    "kl + balanced alignment": ["autoencoder=emoji", ALIGNMENT.replace("false", "true")],
 }
 COLUMNS = {
     "PSNR, dB": ("first", "val/psnr"),

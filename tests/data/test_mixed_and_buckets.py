@@ -3,10 +3,23 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from shard_files import encoded, write_shards, write_tar
 
-from ldm.data import BucketedData, MixedData, ShardData, training_batches, validation_batches
+from ldm.commands.picture_sizes import sizes_in
+from ldm.data import (
+    BucketedData,
+    MixedData,
+    ShardData,
+    all_pictures,
+    normalise,
+    training_batches,
+    valid_pictures,
+    validation_batches,
+)
 from ldm.data.buckets import shapes_of
+from ldm.frozen import latent_statistics
+from ldm.models import KLAutoencoder
 
 
 def take(data, count, *, start=0, world=1, workers=0, global_batch=8):
@@ -159,3 +172,39 @@ def test_plain_data_reads_the_shards_of_a_mixture(tmp_path):
     alone = MixedData([data], [1.0])
     assert len(list(alone.captions())) == 4
     assert alone.content_hash != data.content_hash
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_every_picture_of_every_bucket_is_validated_once_in_its_shape(many_shapes, world):
+    seen, steps = Counter(), []
+    for rank in range(world):
+        batches = validation_batches(many_shapes, batch=4, rank=rank, world=world, workers=0)
+        found = list(batches)
+        steps.append([tuple(batch["image"].shape) for batch in found])
+        assert len(found) == len(batches)
+        for batch in found:
+            for key, valid in zip(batch["key"], batch["valid"].tolist(), strict=True):
+                seen[int(key)] += valid
+                shape = many_shapes.shapes[many_shapes.buckets[int(key)]]
+                assert tuple(batch["image"].shape[2:]) == shape
+    assert seen == Counter(range(97))
+    assert all(shapes == steps[0] for shapes in steps)
+    assert len({shape[2:] for shape in steps[0]}) == 5
+
+
+def test_the_latent_contract_is_measured_in_the_shapes_that_are_trained_on(many_shapes):
+    torch.manual_seed(0)
+    network = KLAutoencoder(latent_channels=2, width=4, multipliers=(1, 1), blocks=0, groups=2)
+    record = latent_statistics(network, valid_pictures(all_pictures(many_shapes, batch=8)))
+    vectors, areas = [], {}
+    for batch in validation_batches(many_shapes, batch=1, rank=0, world=1, workers=0):
+        with torch.no_grad():
+            posterior = network.encode(normalise(batch["image"]))
+        vectors.append(posterior.mean.transpose(0, 1).flatten(1))
+        areas[tuple(batch["image"].shape[2:])] = batch["image"][0, 0].numel()
+    assert torch.allclose(torch.tensor(record.mean), torch.cat(vectors, 1).mean(1), atol=1e-5)
+    assert record.count == 97
+    assert areas[record.smallest] == min(areas.values()) < max(areas.values())
+    assert areas[record.largest] == max(areas.values())
+    assert set(sizes_in(many_shapes)) == set(areas)
+    assert sizes_in(many_shapes.data) == []

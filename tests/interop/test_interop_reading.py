@@ -11,7 +11,7 @@ from small_parts import classes, randomise
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.commands.building import build
-from ldm.commands.parts import load_codec, record_of
+from ldm.commands.first_stage import load_codec, record_of
 from ldm.commands.weights import weights_at
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import new_clip

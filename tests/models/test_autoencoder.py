@@ -1,5 +1,7 @@
 """Shapes, sizes and gradients of the autoencoders; published parameter counts; refusals."""
 
+import itertools
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from ldm.models import (
     Autoencoder,
+    DeepCompressionAutoencoder,
     FiniteScalarQuantizer,
     KLAutoencoder,
     QuantisedAutoencoder,
@@ -107,11 +110,87 @@ def test_any_shape_comes_back_and_gradient_reaches_every_parameter(
     assert bool((posterior.std > 0).all())
     made = network.decode(posterior.sample(torch.randn(posterior.mean.shape)))
     assert made.shape == image.shape
+    every_parameter_learns(network, made)
+
+
+def every_parameter_learns(network: Autoencoder, made: torch.Tensor) -> None:
     (made * torch.randn(made.shape)).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         if not {"query", "key"} & set(name.split(".")):  # one place has nothing to choose
             assert float(parameter.grad.abs().max()) > 0, name
+
+
+@given(
+    shape=shapes,
+    codes=st.one_of(
+        st.tuples(st.integers(2, 40), st.integers(1, 5), st.booleans()),
+        st.lists(st.integers(4, 8), min_size=2, max_size=4),
+    ),
+    rows=st.integers(2, 3),
+    columns=st.integers(1, 3),
+)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_shape_around_codes_as_well(
+    shape: dict[str, Any], codes: tuple[int, int, bool] | list[int], rows: int, columns: int
+) -> None:
+    torch.manual_seed(0)
+    if isinstance(codes, tuple):
+        quantizer: Any = VectorQuantizer(codes[0], codes[1] + codes[2], cosine=codes[2])
+    else:
+        quantizer = FiniteScalarQuantizer(codes)
+    count = len(shape["multipliers"])
+    shape["attention_levels"] = [level for level in shape["attention_levels"] if level < count]
+    network = QuantisedAutoencoder(quantizer, groups=2, **shape)
+    f = network.factor
+    image = torch.randn(2, shape["image_channels"], rows * f, columns * f)
+    posterior = network.encode(image)
+    assert posterior.mean.shape == (2, quantizer.channels, rows, columns)
+    quantised = network.quantise(posterior.mean)
+    assert quantised.codes.shape == (2, rows, columns)
+    assert 0 <= int(quantised.codes.min()) <= int(quantised.codes.max()) < network.entries
+    made = network.expand(quantised.latent)
+    assert made.shape == image.shape
+    every_parameter_learns(network, made)
+
+
+@given(
+    growth=st.lists(st.sampled_from([1, 2]), min_size=0, max_size=3),
+    blocks=st.integers(1, 2),
+    attending=st.integers(0, 2),
+    patch=st.sampled_from([1, 2]),
+    channels=st.integers(1, 4),
+    latent=st.sampled_from([1, 4, 32]),
+    columns=st.integers(1, 3),
+)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_any_deep_compression_as_well(
+    growth: list[int],
+    blocks: int,
+    attending: int,
+    patch: int,
+    channels: int,
+    latent: int,
+    columns: int,
+) -> None:
+    torch.manual_seed(0)
+    widths = list(itertools.accumulate(growth, operator.mul, initial=32))
+    network = DeepCompressionAutoencoder(
+        latent_channels=latent,
+        widths=widths,
+        blocks=[blocks] * len(widths),
+        attention_levels=attending,
+        patch=patch,
+        image_channels=channels,
+    )
+    f = network.factor
+    assert f == patch * 2 ** len(growth)
+    image = torch.randn(2, channels, f, columns * f)
+    posterior = network.encode(image)
+    assert posterior.mean.shape == (2, latent, 1, columns)
+    made = network.decode(posterior.mean)
+    assert made.shape == image.shape
+    every_parameter_learns(network, made)
 
 
 @pytest.mark.parametrize("quantizer", [VectorQuantizer(16, 3), FiniteScalarQuantizer([4, 3, 5])])

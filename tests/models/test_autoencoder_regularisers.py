@@ -69,7 +69,7 @@ def test_latents_that_tell_the_features_cost_nothing() -> None:
     image = torch.rand(2, 3, 32, 32) * 2 - 1
     told = Colours()(image)[0]
     alignment = Alignment(
-        Colours(), latent_channels=3, width=3, weight=1.0, cosine_margin=0.0, distance_margin=0.0
+        Colours(), latent_channels=3, width=3, cosine_margin=0.0, distance_margin=0.0
     )
     with torch.no_grad():
         alignment.to_features.weight.copy_(torch.eye(3)[:, :, None, None])
@@ -95,7 +95,7 @@ def test_alignment_learns_to_point() -> None:
     torch.manual_seed(0)
     image = torch.rand(4, 3, 32, 32) * 2 - 1
     latent = torch.randn(4, 5, 4, 4, requires_grad=True)
-    alignment = Alignment(Colours(), latent_channels=5, width=3, weight=1.0)
+    alignment = Alignment(Colours(), latent_channels=5, width=3)
     optimizer = torch.optim.Adam([latent, *alignment.parameters()], lr=0.05)
     before = float(alignment(latent, image).detach().mean())
     for _ in range(200):

@@ -131,6 +131,8 @@ def test_diversity_is_what_the_entropy_of_all_codes_lacks() -> None:
 def test_impossible_codebooks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"quantizer.entries=0: a codebook needs 2"):
         VectorQuantizer(0, 3)
+    with pytest.raises(ValueError, match=r"channels=1 with cosine=true: .* give 2 channels"):
+        VectorQuantizer(8, 1, cosine=True)
     with pytest.raises(ValueError, match=r"quantizer.levels=\[8, 1\]: give 2 levels or more"):
         FiniteScalarQuantizer([8, 1])
     with pytest.raises(ValueError, match="entries of 4 numbers, latents have 3 channels"):

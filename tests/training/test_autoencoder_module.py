@@ -26,9 +26,11 @@ from ldm.models import (
     FeatureDistance,
     Hinge,
     KLAutoencoder,
+    NonSaturating,
     PatchCritic,
     QuantisedAutoencoder,
     ReconstructionLoss,
+    Vanilla,
     VectorQuantizer,
 )
 from ldm.training.autoencoder import AutoencoderModule, balance
@@ -55,9 +57,9 @@ def small_autoencoder(dtype: torch.dtype = torch.float32) -> KLAutoencoder:
 
 def small_critic(**settings: Any) -> CriticLoss:
     torch.manual_seed(1)
-    return CriticLoss(
-        PatchCritic(width=8, layers=2, groups=4), Hinge(), **{"weight": WEIGHT, **settings}
-    )
+    adversary = settings.pop("adversary", Hinge())
+    network = PatchCritic(width=8, layers=2, groups=4)
+    return CriticLoss(network, adversary, **{"weight": WEIGHT, **settings})
 
 
 def small_module(
@@ -79,8 +81,32 @@ def weights(module: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
 
 
-def ordinary_loop(images: torch.Tensor, steps: int, start: int, adaptive: bool) -> dict[str, Any]:
+def cross_entropy(logits: torch.Tensor, label: float) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+
+# What an autoencoder and a critic minimise, by the textbook, of (real and) fake logits.
+TEXTBOOK: dict[str, tuple[Any, Any]] = {
+    "Hinge": (
+        lambda fake: -fake.mean(),
+        lambda real, fake: 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean()),
+    ),
+    "Vanilla": (
+        lambda fake: -fake.mean(),
+        lambda real, fake: 0.5 * (cross_entropy(real, 1) + cross_entropy(fake, 0)),
+    ),
+    "NonSaturating": (
+        lambda fake: cross_entropy(fake, 1),
+        lambda real, fake: cross_entropy(real, 1) + cross_entropy(fake, 0),
+    ),
+}
+
+
+def ordinary_loop(
+    images: torch.Tensor, steps: int, start: int, adaptive: bool, losses: str, r1: float
+) -> dict[str, Any]:
     """Two optimizers, two backward passes, as textbooks have it."""
+    fooling, catching = TEXTBOOK[losses]
     network = small_autoencoder(torch.float64)
     critic = small_critic().network.double()
     for_network = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -98,7 +124,7 @@ def ordinary_loop(images: torch.Tensor, steps: int, start: int, adaptive: bool) 
         kl = 0.5 * (posterior.mean**2 + variance - 1 - variance.log()).sum(dim=(1, 2, 3))
         loss = kept + KL * (kl / image[0].numel()).mean()
         if step >= start:
-            fooled = -critic(made).mean()
+            fooled = fooling(critic(made))
             scale = balance(kept, fooled, network.last_layer(), 100.0) if adaptive else 1.0
             loss = loss + WEIGHT * scale * fooled
         for_network.zero_grad()
@@ -106,38 +132,56 @@ def ordinary_loop(images: torch.Tensor, steps: int, start: int, adaptive: bool) 
         for_network.step()
         if step >= start:
             for_critic.zero_grad()
-            real, fake = critic(image), critic(made.detach())
-            (0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())).backward()
+            real = critic(image.requires_grad_(r1 > 0))
+            loss = catching(real, critic(made.detach()))
+            if r1:
+                (slope,) = torch.autograd.grad(real.sum(), image, create_graph=True)
+                loss = loss + r1 / 2 * (slope**2).sum() / len(image)
+            loss.backward()
             for_critic.step()
     return {"network": weights(network), "critic": weights(critic)}
 
 
-@pytest.mark.parametrize(("start", "adaptive"), [(0, False), (0, True), (20, True)])
-def test_fifty_steps_equal_two_optimizers(start: int, adaptive: bool) -> None:
+@pytest.mark.parametrize(
+    ("steps", "start", "adaptive", "losses", "r1"),
+    [
+        (50, 0, False, "Hinge", 0.0),
+        (50, 0, True, "Hinge", 0.0),
+        (50, 20, True, "Hinge", 0.0),
+        (15, 5, False, "Hinge", 10.0),
+        (15, 5, True, "Vanilla", 0.0),
+        (15, 5, True, "NonSaturating", 1.0),
+    ],
+)
+def test_fifty_steps_equal_two_optimizers(
+    steps: int, start: int, adaptive: bool, losses: str, r1: float
+) -> None:
     images = pictures(12, 16, dtype=torch.float64)
-    module = small_module(torch.float64, small_critic(start=start, adaptive=adaptive))
-    trainer(50, precision="64-true").fit(module, Pictures(images, 4))
-    expected = ordinary_loop(images, 50, start, adaptive)
+    adversary = {"Hinge": Hinge, "Vanilla": Vanilla, "NonSaturating": NonSaturating}[losses]()
+    critic = small_critic(start=start, adaptive=adaptive, adversary=adversary, r1=r1)
+    module = small_module(torch.float64, critic)
+    trainer(steps, precision="64-true").fit(module, Pictures(images, 4))
+    expected = ordinary_loop(images, steps, start, adaptive, losses, r1)
     assert module.critic is not None
     assert torch.allclose(weights(module.network), expected["network"], rtol=0, atol=1e-6)
     assert torch.allclose(weights(module.critic), expected["critic"], rtol=0, atol=1e-6)
 
 
-def coded_autoencoder() -> QuantisedAutoencoder:
+def coded_autoencoder(**settings: Any) -> QuantisedAutoencoder:
     torch.manual_seed(0)
-    quantizer = VectorQuantizer(16, 2)
+    quantizer = VectorQuantizer(16, 2, **settings)
     quantizer.counts += 1  # as after a first batch
     return QuantisedAutoencoder(quantizer, width=8, multipliers=(1, 2), blocks=1, groups=4)
 
 
-@pytest.mark.parametrize("coded", [False, True])
-def test_four_turns_of_two_equal_a_batch_of_eight(coded: bool) -> None:
+@pytest.mark.parametrize("coded", [False, True, "cosine"])
+def test_four_turns_of_two_equal_a_batch_of_eight(coded: bool | str) -> None:
     images = pictures(16, 16, dtype=torch.float64)
     results = []
     for turns in (1, 4):
         critic = small_critic(adaptive=False, lecam=0.1)
-        settings = {"autoencoder": coded_autoencoder().double()} if coded else {}
-        module = small_module(torch.float64, critic, **settings)
+        codes = coded_autoencoder(cosine=coded == "cosine").double()
+        module = small_module(torch.float64, critic, autoencoder=codes if coded else None)
         fit = trainer(5, precision="64-true", accumulate_grad_batches=turns)
         fit.fit(module, Pictures(images, 8, accumulate=turns))
         assert fit.global_step == 5
@@ -261,6 +305,43 @@ def test_what_is_off_changes_no_bit_and_what_is_on_trains() -> None:
     }
 
 
+def latent_slope(weight: float, *, adaptive: bool) -> torch.Tensor:
+    """The gradient at the encoder's last layer of a step, aligned with this weight."""
+
+    class Keep(L.Callback):
+        def on_after_backward(self, trainer: L.Trainer, module: Any) -> None:
+            self.found = module.network.latent_layer().grad.clone()
+
+    torch.manual_seed(0)
+    alignment = Alignment(
+        _Shades(), latent_channels=2, width=3, weight=weight, adaptive=adaptive, cosine_margin=0.0
+    )
+    module = small_module(torch.float64, alignment=alignment)
+    module.loss = ReconstructionLoss(L1(), kl=0.0)
+    keep = Keep()
+    images = pictures(4, 16, dtype=torch.float64)
+    trainer(1, [keep], precision="64-true").fit(module, Pictures(images, 4))
+    return keep.found
+
+
+def test_alignment_weighs_what_its_weight_says() -> None:
+    plain = latent_slope(0.0, adaptive=False)
+    once, twice = (latent_slope(weight, adaptive=False) - plain for weight in (0.1, 0.2))
+    balanced = latent_slope(0.2, adaptive=True) - plain
+    assert torch.allclose(2 * once, twice, rtol=1e-6, atol=1e-12)
+    assert float(balanced.norm() / plain.norm()) == pytest.approx(0.2, rel=1e-6)
+    cosine = F.cosine_similarity(balanced.flatten(), twice.flatten(), dim=0)
+    assert float(cosine) == pytest.approx(1, abs=1e-9)
+
+
+def test_alignment_and_a_frozen_encoder_exclude_each_other() -> None:
+    alignment = Alignment(_Shades(), latent_channels=2, width=3)
+    with pytest.raises(
+        ValueError, match=r"module\.alignment moves the encoder, which module\.freeze"
+    ):
+        small_module(alignment=alignment, freeze_encoder=True)
+
+
 @pytest.mark.parametrize("coded", [False, True])
 def test_validation_tells_the_averages_quality(coded: bool) -> None:
     module = small_module()
@@ -287,6 +368,30 @@ def test_validation_tells_the_averages_quality(coded: bool) -> None:
         made = module.reconstruct(image)
     assert found["val/psnr"] == pytest.approx(float(psnr(made, image).mean()), abs=1e-4)
     assert found["val/ssim"] == pytest.approx(float(ssim(made, image).mean()), abs=1e-4)
+
+
+def test_validation_tells_what_the_critic_thinks_once_it_has_joined() -> None:
+    images = pictures(8, 16)
+    for start in (0, 3):
+        module = small_module(critic=small_critic(start=start))
+        fit = trainer(2, limit_val_batches=1.0, val_check_interval=2)
+        fit.fit(module, Pictures(images, 4))
+        found = {n: float(v) for n, v in fit.callback_metrics.items() if "val/critic" in n}
+        if start:
+            assert not found
+            continue
+        with torch.no_grad():
+            made = module.average.decode(module.average.encode(images).mean)
+            real, fake = module.critic.network(images), module.critic.network(made)
+        right = ((real > 0).sum() + (fake < 0).sum()) / (2 * real.numel())
+        assert found == pytest.approx(
+            {
+                "val/critic/real": float(real.mean()),
+                "val/critic/fake": float(fake.mean()),
+                "val/critic/accuracy": float(right),
+            },
+            abs=1e-6,
+        )
 
 
 def test_clipping_treats_each_network_alone() -> None:

@@ -13,13 +13,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ldm.commands import parts, reconstruct
 from ldm.commands.building import build
 from ldm.commands.check import checked
 from ldm.commands.composing import composed
 from ldm.commands.drawing import as_trained, device_of
 from ldm.commands.errors import explain
+from ldm.commands.first_stage import load_codec as _load_codec
 from ldm.commands.fitting import plan
+from ldm.commands.parts import load_diffusion
+from ldm.commands.reconstruct import read_picture as _read_picture
 from ldm.commands.train import train as _train
 from ldm.frozen import LatentCodec
 from ldm.generate import TextToImage
@@ -50,20 +52,20 @@ def load_text_to_image(
     FileNotFoundError says what is missing or does not belong together.
     """
     place = None if first_stage is None else str(first_stage)
-    return as_trained(parts.load_diffusion(str(run), place), device_of(device))
+    return as_trained(load_diffusion(str(run), place), device_of(device))
 
 
 def load_codec(run: str | Path, *, device: str | None = None) -> LatentCodec:
     """The first stage of a finished run, or an autoencoder of another tool, with the statistics
     of its latents; its network is `.autoencoder`. On `device`, by default the GPU if there is one.
     """
-    return parts.load_codec(str(run)).to(device_of(device))
+    return _load_codec(str(run)).to(device_of(device))
 
 
 def read_picture(path: str | Path, size: int) -> Image:
     """`[1 3 size size]` in [-1, 1], on the CPU, decoded and cropped as training does it; ValueError
     names a file that is no picture."""
-    picture: Image = reconstruct.read_picture(Path(path), size)
+    picture: Image = _read_picture(Path(path), size)
     return picture
 
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -13,14 +14,21 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "commands"))
 from miniature import SIZE, first_stage, second_stage
+from tiny import make_shards
 
 from ldm import api
 from ldm.commands import main
 from ldm.commands.building import target_of
+from ldm.data import normalise, training_batches
+from ldm.frozen.captions import OpenClipCaptions
+from ldm.frozen.clip import load_clip
 from ldm.generate import to_picture
 from ldm.metrics import CLIPScore
 from ldm.models import KLAutoencoder
+from ldm.runs.checkpoints import checkpoints
 from ldm.runs.signals import ASKING
+from ldm.training.ema import follow, gradual_decay, twin
+from ldm.types import Draws
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +160,44 @@ def test_what_a_module_has_merely_imported_is_not_called(path):
 )
 def test_what_a_package_defines_is(path, thing):
     assert target_of(path, "part") is thing
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Lightning's remarks
+def test_a_loop_of_ones_own_trains_what_the_command_trains(models, tmp_path):
+    """The loop of docs/python.md, with the settings of a run: averages equal, bit for bit. Twenty
+    seconds of processor."""
+    make_shards(tmp_path / "shards")
+    settings = f"""experiment=emoji/diffusion backbone=unet_tiny image_size={SIZE} seed=5
+        data=shards data.folder={tmp_path}/shards first_stage={models}/first global_batch=4
+        run_root={tmp_path} name=trained trainer=cpu trainer.max_steps=3 precision=32-true
+        trainer.gradient_clip_val=0.5 module.ema_decay=0.9 module.lr_schedule.warmup=2
+        evaluation.prompts=2 evaluation.metrics=[] sampler.steps=1"""
+    config = api.compose(*settings.split())
+    last = checkpoints(api.train(config) / "checkpoints")[-1].load()["state_dict"]
+
+    lightning.seed_everything(5, verbose=False)  # the first weights, in the order of the command
+    codec = api.load_codec(models / "first", device="cpu")
+    captions = OpenClipCaptions(load_clip("asset:emoji_clip"))
+    config.latent = {"channels": codec.statistics.channels, "size": SIZE // 8}
+    config.text.width, config.text.pooled_width = captions.width, captions.pooled_width
+    network = api.build(config.backbone, "backbone")
+    average = twin(network)
+    objective = api.build(config.diffusion, "diffusion")
+    optimizer = api.build(config.module.optimizer, "optimizer")(list(network.parameters()))
+    schedule = api.build(config.module.lr_schedule, "lr_schedule")(optimizer)
+    data = api.build(config.data.train, "data.train")
+    batches = training_batches(data, global_batch=4, seed=5)
+    for step, batch in zip(range(3), batches, strict=False):
+        draws = Draws(5, step, range(4), total=4, device=torch.device("cpu"))
+        latent = codec.encode(normalise(batch["image"]), draws)
+        keep = draws.uniform((), "condition dropout") >= config.module.condition_dropout
+        condition = captions(batch["caption"]).where(keep, captions([""] * 4))
+        objective(network, latent, condition, draws).mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        follow(average, network, gradual_decay(0.9, step))
+    for name, tensor in average.state_dict().items():
+        assert torch.equal(tensor, last[f"average.{name}"]), name

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.commands import parser_of_all
 from ldm.commands.building import build
 from ldm.commands.check import checked
 from ldm.commands.composing import composed
@@ -32,6 +33,7 @@ from ldm.types import Image
 __all__ = [
     "build",
     "check",
+    "command",
     "compose",
     "load_codec",
     "load_text_to_image",
@@ -98,6 +100,17 @@ def train(config: DictConfig) -> Path:
     if code:
         raise SystemExit(code)
     return run_folder(config.run_root, config.name).path
+
+
+def command(*words: str) -> None:
+    """`ldm WORDS` in this process, for what has no function here: it prints and leaves files as
+    docs/ says. What is refused raises ValueError or FileNotFoundError; SystemExit has the exit code
+    of what failed otherwise."""
+    arguments = parser_of_all().parse_args(words)
+    with stop_signals.borrowed(), _in_a_line():
+        code = arguments.func(arguments)
+    if code:
+        raise SystemExit(code)
 
 
 @contextmanager

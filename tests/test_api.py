@@ -162,6 +162,16 @@ def test_what_a_package_defines_is(path, thing):
     assert target_of(path, "part") is thing
 
 
+def test_any_verb_is_a_command_whose_refusals_are_raised(capsys):
+    api.command("config", "list", "sampler")
+    assert "dpmpp_2m" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="samplers"):
+        api.command("config", "list", "samplers")
+    with pytest.raises(SystemExit):
+        api.command("evalute")
+    assert "evaluate" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # Lightning's remarks
 def test_a_loop_of_ones_own_trains_what_the_command_trains(models, tmp_path):

@@ -36,9 +36,11 @@ def in_tiles(
         raise ValueError(
             f"tiles of {tile} cells cannot share {overlap}: set a multiple of 8 below the tile"
         )
-    whole = WholePicture()
+    rows, columns = x.shape[2] // cell, x.shape[3] // cell
+    tiles = list(itertools.product(_spans(rows, tile, overlap), _spans(columns, tile, overlap)))
+    whole = WholePicture(len(tiles), rows * columns)
     for number in itertools.count(1):
-        result = _pass(function, x, cell, out_cell, tile, overlap, whole)
+        result = _pass(function, x, cell, out_cell, overlap, tiles, whole)
         if whole.still() or number == passes:
             break
     return result
@@ -49,14 +51,14 @@ def _pass(
     x: Map,
     cell: int,
     out_cell: int,
-    tile: int,
     overlap: int,
+    tiles: list[tuple["_Span", "_Span"]],
     whole: WholePicture,
 ) -> Float[Tensor, "b c2 h2 w2"]:
     sides = [x.shape[2] // cell, x.shape[3] // cell]
     result: Tensor | None = None
     weight = torch.zeros([side * out_cell for side in sides], device=x.device)
-    for places in itertools.product(*(_spans(side, tile, overlap) for side in sides)):
+    for places in tiles:
         whole.enter_tile((places[0].length, places[1].length), (places[0].own, places[1].own))
         with whole:
             made = function(x[:, :, *(place.of(cell) for place in places)])

@@ -31,28 +31,37 @@ class WholePicture(TorchFunctionMode):
     told apart by the order of their calls, which is the same for every tile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tiles: int, cells: int) -> None:
         super().__init__()
-        self.parts: list[list[Sums]] = []  # the newest of each layer and tile
-        self.before: list[Sums] = []  # together, when the pass before was over
+        self.tiles, self.cells = tiles, cells
+        # Of each layer, one number or vector a tile, 0 until it has been run, or one a position.
+        # Made at once: what is kept must not lie between the large tensors that come and go.
+        self.newest: list[Sums] = []
+        self.before: list[Sums] = []  # when the pass before was over
         self.passes = 0
-        self.tile = -1
+        self._rewind()
 
-    def enter_tile(self, cells: tuple[int, int], own: tuple[slice, slice]) -> None:
-        """The next call of the network is on the next tile, of `cells` rows and columns; `own` are
-        those of them that no other tile counts."""
-        self.cells, self.own = cells, own
+    def enter_tile(self, shape: tuple[int, int], own: tuple[slice, slice]) -> None:
+        """The next call of the network is on the next tile, of so many rows and columns of cells;
+        `own` are those of them that no other tile counts."""
         self.tile += 1
+        self.first = self.end  # its own cells are numbered behind those of the tiles before
+        self.end += math.prod(side.stop - side.start for side in own)
+        self.shape, self.own = shape, own
         self.layer = -1
 
     def still(self) -> bool:
         """A pass over all tiles has ended: whether another would give the same."""
-        before, self.before = self.before, [_together(parts) for parts in self.parts]
+        before, self.before = self.before, [_together(layer) for layer in self.newest]
         self.passes += 1
-        self.tile = -1
-        if self.passes > len(self.parts):
+        self._rewind()
+        if self.passes > len(self.newest):
             return True  # all of them are right, whatever rounding does to them
         return bool(before) and all(map(_alike, before, self.before))
+
+    def _rewind(self) -> None:
+        self.tile = -1
+        self.end = 0
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -67,19 +76,24 @@ class WholePicture(TorchFunctionMode):
             return self._linear_memory(*args, **options)
         return function(*args, **options)
 
-    def _add(self, sums: Sums) -> Sums:
-        """Takes in a tile's sums for the layer at hand; with them those of all tiles so far, of
-        this pass or, behind this tile, of the one before."""
+    def _layer(self, like: Sums, shapes: dict[str, tuple[int, ...]]) -> Sums:
+        """What is kept of the layer at hand."""
         self.layer += 1
-        if self.layer == len(self.parts):
-            self.parts.append([])
-        parts = self.parts[self.layer]
-        parts[self.tile : self.tile + 1] = [sums]
-        return _together(parts)
+        if self.layer == len(self.newest):
+            self.newest.append({name: x.new_zeros(shapes[name]) for name, x in like.items()})
+        return self.newest[self.layer]
+
+    def _add(self, sums: Sums) -> Sums:
+        """Takes in a tile's sums; with them those of all tiles, which lack those that have not been
+        run yet."""
+        kept = self._layer(sums, {name: (self.tiles, *x.shape) for name, x in sums.items()})
+        for name, x in sums.items():
+            kept[name][self.tile] = x
+        return _together(kept)
 
     def _own_positions(self, x: Tensor) -> Tensor:
         """Of `[... n d]`, tokens of a tile row by row, those that this tile counts."""
-        rows, columns = self.cells
+        rows, columns = self.shape
         scale = math.sqrt(x.shape[-2] / (rows * columns))
         grid = x.reshape(*x.shape[:-2], round(rows * scale), round(columns * scale), x.shape[-1])
         own_rows, own_columns = self._places(scale)
@@ -97,7 +111,7 @@ class WholePicture(TorchFunctionMode):
         bias: Tensor | None = None,
         eps: float = 1e-5,
     ) -> Tensor:
-        own_rows, own_columns = self._places(x.shape[2] / self.cells[0])
+        own_rows, own_columns = self._places(x.shape[2] / self.shape[0])
         own = x[:, :, own_rows, own_columns]
         variance, mean = torch.var_mean(
             at_least_float32(own).reshape(len(x), groups, -1), dim=-1, correction=0
@@ -121,19 +135,29 @@ class WholePicture(TorchFunctionMode):
         return F.batch_norm(joined, mean, variance, gain, shift, eps=eps).view_as(x)
 
     def _attention(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        known = self._add({"key": self._own_positions(key), "value": self._own_positions(value)})
-        return F.scaled_dot_product_attention(query, known["key"], known["value"], **options)
+        mine = {"key": self._own_positions(key), "value": self._own_positions(value)}
+        cell = mine["key"].shape[-2] // (self.end - self.first)  # positions
+        known = self._layer(
+            mine,
+            {name: (*x.shape[:-2], self.cells * cell, x.shape[-1]) for name, x in mine.items()},
+        )
+        for name, x in mine.items():
+            known[name][..., self.first * cell : self.end * cell, :] = x
+        run = (self.end if self.passes == 0 else self.cells) * cell
+        return F.scaled_dot_product_attention(
+            query, known["key"][..., :run, :], known["value"][..., :run, :], **options
+        )
 
     def _linear_memory(self, key: Tensor, value: Tensor) -> Tensor:
         own = (self._own_positions(x.transpose(-1, -2)).transpose(-1, -2) for x in (key, value))
         return self._add({"memory": linear_memory(*own)})["memory"]
 
 
-def _together(parts: list[Sums]) -> Sums:
-    """What all tiles add up to; what attention reads is put together instead."""
-    if "key" in parts[0]:
-        return {name: torch.cat([part[name] for part in parts], -2) for name in parts[0]}
-    return {name: torch.stack([part[name] for part in parts]).sum(0) for name in parts[0]}
+def _together(layer: Sums) -> Sums:
+    """What all tiles add up to; what attention reads stays as it is."""
+    if "key" in layer:
+        return {name: x.clone() for name, x in layer.items()}
+    return {name: x.sum(0) for name, x in layer.items()}
 
 
 def _alike(before: Sums, now: Sums) -> bool:

@@ -60,7 +60,7 @@ def ldm(*words: object) -> None:
 
 def measured(place: Path, space: str, settings: list[str], steps: list[int]) -> dict[str, Any]:
     """All numbers of one kind of latents."""
-    name = space.replace(" + ", "-")
+    name = space.replace(" + ", "-").replace(" ", "-")
     first = train([*FIRST, *settings], place, f"{name}-first", steps[0])
     latents = place / f"{name}-latents"
     ldm("encode", first, latents)

@@ -157,8 +157,9 @@ def to_picture(image: torch.Tensor) -> Pictures.Image:
     return Pictures.fromarray(levels.permute(1, 2, 0).numpy())
 
 
-def save_png(picture: Pictures.Image, path: Path, texts: Mapping[str, Any]) -> None:
+def save_png(picture: Pictures.Image, path: str | Path, texts: Mapping[str, Any]) -> None:
     """Write a PNG whose text chunks say how it was made, whole or not at all."""
+    path = Path(path)
     information = PngInfo()
     for key, value in texts.items():
         information.add_itxt(key, value if isinstance(value, str) else json.dumps(value))

@@ -1,10 +1,12 @@
-"""The `ldm` commands of the documentation, run as they stand there, on small untrained models.
+"""The `ldm` commands and the Python of the documentation, run as they stand there, on small
+untrained models.
 
-Not here: those that serve, watch or train. `gallery`, `quickstart`, `sweep`, `rerun` and the
+Not here: commands that serve, watch or train. `gallery`, `quickstart`, `sweep`, `rerun` and the
 `train.py` lines have tests of their own in miniature, and test_docs composes and checks them all.
 """
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_docs import NESTED, PAGES, commands
+from test_docs import NESTED, PAGES, ROOT, commands
 
 sys.path.insert(0, str(Path(__file__).parent / "commands"))
 from miniature import first_stage, second_stage
@@ -30,6 +32,12 @@ FIRST = "quickstart-autoencoder emoji-autoencoder folder-autoencoder trial-ae se
 FIRST += "FIRST_STAGE A B NAME"
 SECOND = "quickstart-diffusion folder-diffusion emoji-diffusion emoji-full emoji-long"
 FOUND = {line: page.name for page in PAGES for line in commands(page) if line.startswith("ldm ")}
+
+# Of each page the blocks, with the file that a block is shown to be.
+PYTHON = {
+    page: re.findall(r"(?:^`(\w+\.py)`\n\n)?^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    for page in (ROOT / "README.md", ROOT / "docs" / "python.md")
+}
 
 
 def executed():
@@ -92,6 +100,20 @@ def test_a_command_of_the_documentation_runs(line, place, monkeypatch, capsys):
     assert said.err == ""
 
 
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
+@pytest.mark.filterwarnings("default")  # Lightning's remarks, which trainings keep from users
+def test_the_python_of_the_documentation_runs(page, place, monkeypatch):
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("LDM_TRUST", "")
+    names = {"__name__": "example"}
+    for number, (file, code) in enumerate(PYTHON[page], 1):
+        if file:
+            (place / file).write_text(code)
+        else:
+            exec(compile(code, f"{page.name}, block {number}", "exec"), names)
+
+
 def test_most_are_run():
     assert len(LINES) > 25
     assert set(WHOLE) < set(FOUND)
+    assert sum(map(len, PYTHON.values())) > 8

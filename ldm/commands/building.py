@@ -1,11 +1,13 @@
 """The only place that turns a configuration node into an object.
 
 A node is a constructor call: `_target_` and its arguments. What may be called is what the
-project and its declared libraries export; a configuration that came with a checkpoint is no
-licence to call anything else. Arguments are checked against the signature, with the full key.
+project, its declared libraries and the packages named in the environment define; a configuration
+that came with a checkpoint is no licence to call anything else. Arguments are checked against the
+signature, with the full key.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from ldm.commands.arguments import class_misfit, hints_of, misfit, out_of_range,
 from ldm.commands.errors import nearest
 
 ALLOWED = ("ldm.", "torch.optim.", "torch.nn.", "lightning.", "torchmetrics.")
+TRUST = "LDM_TRUST"  # environment: packages of the user's own that may be called, too, by commas
 _RESERVED = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")
 WEIGHTS = "init"  # of a network's node: where its weights come from, no argument of its constructor
 UNKNOWN = object()  # stands for a value that only the first stage or the text encoder will tell
@@ -121,10 +124,13 @@ def shown(value: Any) -> str:
 
 def target_of(path: Any, key: str) -> Callable[..., Any]:
     """What `_target_` names; ValueError where it may not be called or does not exist."""
-    if not isinstance(path, str) or not path.startswith(ALLOWED):
+    own = (f"{name.strip()}." for name in os.environ.get(TRUST, "").split(",") if name.strip())
+    allowed = (*ALLOWED, *own)
+    remedy = f"name one of those, or set {TRUST}=PACKAGE in the environment for code of your own"
+    if not isinstance(path, str) or not path.startswith(allowed):
         raise ValueError(
-            f"{key}._target_={path}: only names that begin with {', '.join(ALLOWED)} are called; "
-            "name one of those"
+            f"{key}._target_={path}: only names that begin with {', '.join(allowed)} are called; "
+            + remedy
         )
     try:
         found: Callable[..., Any] = get_object(path)
@@ -134,6 +140,12 @@ def target_of(path: Any, key: str) -> Callable[..., Any]:
         ) from None
     if not callable(found):
         raise ValueError(f"{key}._target_={path}: is no class or function; name one")
+    home = inspect.getmodule(found)  # a module lends its name to all that it imports
+    if home is None or not f"{home.__name__}.".startswith(allowed):
+        raise ValueError(
+            f"{key}._target_={path}: belongs to {'no module' if home is None else home.__name__}, "
+            f"and only what is defined in {', '.join(allowed)} is called; {remedy}"
+        )
     return found
 
 

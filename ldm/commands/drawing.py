@@ -29,11 +29,39 @@ def text_to_image(
     scale = config.evaluation.guidance if asked.guidance is None else asked.guidance
     sampler, sampler_settings = _sampler(config, asked)
     manner, manner_settings = _manner(trained, asked, scale)
+    generate = _assembled(trained, sampler, scale, manner, device)
+    settings = {
+        "negative": asked.negative,
+        "checkpoint": f"{trained.folder.path.name}/{trained.checkpoint.path.name}",
+        "sampler": sampler_settings,
+        "guidance": scale,
+        "manner": manner_settings,
+        "config": OmegaConf.to_yaml(config),
+    }
+    return generate, settings
+
+
+def as_trained(trained: TrainedDiffusion, device: torch.device) -> TextToImage:
+    """The generator that draws as the run's own samples are drawn."""
+    config = trained.config
+    sampler: Sampler = build(config.sampler, "sampler")
+    manner: Guidance = build(manner_of(config), "guidance")
+    return _assembled(trained, sampler, config.evaluation.guidance, manner, device)
+
+
+def _assembled(
+    trained: TrainedDiffusion,
+    sampler: Sampler,
+    scale: float,
+    manner: Guidance,
+    device: torch.device,
+) -> TextToImage:
+    config = trained.config
     network: Any = trained.denoiser.network  # type: ignore[attr-defined]
     network.to(device)
     trained.codec.to(device)
     trained.captions.to(device)
-    generate = TextToImage(
+    return TextToImage(
         trained.denoiser,
         sampler,
         trained.codec,
@@ -44,15 +72,6 @@ def text_to_image(
         manner,
         beside_of(config),
     )
-    settings = {
-        "negative": asked.negative,
-        "checkpoint": f"{trained.folder.path.name}/{trained.checkpoint.path.name}",
-        "sampler": sampler_settings,
-        "guidance": scale,
-        "manner": manner_settings,
-        "config": OmegaConf.to_yaml(config),
-    }
-    return generate, settings
 
 
 def device_of(name: str | None) -> torch.device:

@@ -5,7 +5,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -53,8 +53,10 @@ warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the averages
 warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice
 
 
-def train(config: DictConfig) -> int:
-    """Train what `stage` says, in the folder that `run_root` and `name` say; the exit code."""
+def train(config: DictConfig, settings: Sequence[str] | None = None) -> int:
+    """Train what `stage` says, in the folder that `run_root` and `name` say; the exit code.
+    `settings` are shown and recorded as what was asked for, None stands for what was typed."""
+    settings = typed() if settings is None else settings
     stop_signals.forget()
     stop_signals.install()
     checked(config)
@@ -86,7 +88,7 @@ def train(config: DictConfig) -> int:
                     "put them back, set data.allow_change=true to go on with these, or set "
                     "name=ANOTHER"
                 )
-            notices = open_run(folder, plain, [sys.argv[0], *typed()])
+            notices = open_run(folder, plain, [sys.argv[0], *settings])
             notices += ["data: other pictures, as data.allow_change says"] * other_data
             resumed = resume_point(folder, str(config.resume))
             for line in notices:
@@ -96,7 +98,8 @@ def train(config: DictConfig) -> int:
         callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
         trainer = _trainer(config, folder, callbacks, resumed)
         introduce(trainer, folder)
-        _announce(config, folder, trainer, module, data, resumed)
+        if trainer.is_global_zero:
+            _announce(config, settings, folder, trainer, module, data, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
             if code in (SAVED, RETRY):
@@ -283,14 +286,13 @@ def _progress(config: DictConfig, folder: RunFolder, module: Any) -> StepProgres
 
 def _announce(
     config: DictConfig,
+    settings: Sequence[str],
     folder: RunFolder,
     trainer: L.Trainer,
     module: nn.Module,
     data: PictureDataModule,
     resumed: Checkpoint | None,
 ) -> None:
-    if not trainer.is_global_zero:
-        return
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     device = trainer.strategy.root_device
     world, turns = trainer.world_size, config.accumulate
@@ -300,7 +302,7 @@ def _announce(
     lines = {
         "run": str(folder.path)
         + ("" if resumed is None else f"  (continues at step {resumed.step})"),
-        "settings": " ".join(typed()) or "(the defaults)",
+        "settings": " ".join(settings) or "(the defaults)",
         "on": f"{world} x {device.type}, {config.precision}",
         "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
         "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",

@@ -12,18 +12,20 @@ from ldm.data.buckets import BucketedData
 from ldm.data.errors import DataError
 from ldm.data.keep import Keep
 from ldm.data.latent_data import LatentData
-from ldm.data.latents import condition_of, posterior_of
+from ldm.data.latents import LatentBatch, condition_of, posterior_of
 from ldm.data.mixed import MixedData
 from ldm.data.reading import Reading
-from ldm.data.shards import ShardData
+from ldm.data.shards import PictureBatch, ShardData
 
 __all__ = [
     "BucketedData",
     "DataError",
     "Keep",
+    "LatentBatch",
     "LatentData",
     "MixedData",
     "OrderedBatches",
+    "PictureBatch",
     "Reading",
     "ShardData",
     "all_pictures",

@@ -66,15 +66,17 @@ def training_batches(
     data: Data,
     *,
     global_batch: int,
-    rank: int,
-    world: int,
-    start: int,
-    seed: int,
-    workers: int,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    seed: int = 0,
+    workers: int = 0,
 ) -> TrainingBatches:
-    """This rank's batches without end, after `start` samples consumed by all ranks together.
+    """This rank's batches without end, after `start` samples consumed by all ranks together: of
+    pictures a `PictureBatch` each, of latents a `LatentBatch`.
 
     Equal for any number of workers; the ranks' batches put together are equal for any `world`.
+    `start` is all that a resumed training needs.
     """
     return TrainingBatches(
         data,
@@ -141,9 +143,10 @@ class ValidationBatches:
 
 
 def validation_batches(
-    data: Data, *, batch: int, rank: int, world: int, workers: int
+    data: Data, *, batch: int, rank: int = 0, world: int = 1, workers: int = 0
 ) -> ValidationBatches:
-    """This rank's share of the whole data set, in batches of at most `batch` samples."""
+    """This rank's share of the whole data set, in order, in batches of at most `batch` samples;
+    beside what training batches hold, `valid` (see `ValidationBatches`)."""
     return ValidationBatches(data, batch=batch, rank=rank, world=world, workers=workers)
 
 

@@ -6,6 +6,8 @@ saves and leaves. Before there is anything to save, the process leaves at once.
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SAVED = 85  # stopped by a signal and saved: the same command continues
@@ -33,6 +35,18 @@ class StopSignals:
         """Nothing received; back to the state before training."""
         self.received = self.count = 0
         self.training = False
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Afterwards the signals do what they did before, for a process that has more to do than
+        to train."""
+        before = {number: signal.getsignal(number) for number in ASKING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.forget()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -9,7 +9,7 @@ d token width, p pooled width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypedDict, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,14 +18,6 @@ from torch import Tensor, nn
 Image: TypeAlias = Float[Tensor, "b 3 H W"]  # RGB in [-1, 1]
 Latent: TypeAlias = Float[Tensor, "b c h w"]  # zero mean, unit variance over the data set
 Time: TypeAlias = Float[Tensor, "b"]  # 0 is data, 1 is noise
-
-
-class Batch(TypedDict):
-    """Pictures with their captions; `key` names a sample in its data set."""
-
-    image: Image
-    caption: list[str]
-    key: list[str]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ def test_all_rise_linearly_and_fall_as_named() -> None:
 
 
 def test_a_warmup_that_never_ends_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"warmup=10 does not end before module\.lr_schedule\.steps=10"):
+    with pytest.raises(
+        ValueError, match=r"warmup=10 does not end before module\.lr_schedule\.steps=10"
+    ):
         rates(warmup_cosine, 1, steps=10, warmup=10)
 
 

@@ -21,6 +21,8 @@ STEPS = 20
 # noise; with a larger eps it does not.
 FIRST_STAGE = FIRST + " module.critic.start=5 module.critic.ramp=5 module.optimizer.lr=1e-4"
 FIRST_STAGE += " module.optimizer._target_=torch.optim.AdamW +module.optimizer.eps=1e-4"
+FIRST_STAGE += " module.alignment={_target_:ldm.models.Alignment,latent_channels:4,width:128,"
+FIRST_STAGE += "features:{_target_:ldm.frozen.clip.ClipMaps,folder:asset\\:emoji_clip,layers:[2]}}"
 
 
 def settings_of(stage, name, trainer):

@@ -18,6 +18,7 @@ _OPTIONS = {  # of `make`, with their defaults: what the shards depend on
     "missing_caption": "error",
     "min_side": 1,
     "max_aspect": None,
+    "max_pixels": 64_000_000,
     "min_score": None,
     "tolerate": 0.0,
 }
@@ -56,10 +57,20 @@ def _add_make(verbs: Any) -> None:
     make.add_argument("--hold-out", metavar="PATTERN", help="regular expression, see docs/data.md")
     make.add_argument("--hold-out-every", type=int, metavar="N")
     make.add_argument("--missing-caption", choices=["error", "drop", "empty"])
-    make.add_argument("--min-side", type=int, metavar="PIXELS", help="of shards: the short side")
-    make.add_argument("--max-aspect", type=float, help="of shards: long side over short side")
-    make.add_argument("--min-score", action="append", metavar="FIELD=VALUE", help="of shards' JSON")
-    make.add_argument("--tolerate", type=float, help="share of samples of shards that may be bad")
+    make.add_argument(
+        "--min-side", type=int, metavar="PIXELS", help="leave out shorter short sides"
+    )
+    make.add_argument(
+        "--max-aspect", type=float, help="leave out more of long side over short side"
+    )
+    make.add_argument("--max-pixels", type=int, help="refuse larger pictures (default 64 million)")
+    make.add_argument(
+        "--min-score",
+        action="append",
+        metavar="FIELD=VALUE",
+        help="leave out less in this field of metadata.jsonl, the table, or the shards' JSON",
+    )
+    make.add_argument("--tolerate", type=float, help="share of samples that may be unreadable")
     make.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     make.set_defaults(func=run, **_OPTIONS)
 
@@ -82,35 +93,49 @@ def _make(args: argparse.Namespace) -> int:
     from ldm.data.entries import with_captions
     from ldm.data.hold_out import held_out
     from ldm.data.keep import Keep
+    from ldm.data.losses import Losses
     from ldm.data.make import Encoding, make_shards
     from ldm.data.tables import entries_of
 
-    _refuse_numbers(args)
+    _refuse_values(args)
     keep = Keep(
         min_side=args.min_side,
         max_aspect=args.max_aspect,
+        max_pixels=args.max_pixels,
         scores=_scores(args.min_score or []),
         missing_caption="empty",
     )
-    entries = entries_of(args.source, keep, args.tolerate)
-    entries = with_captions(entries, args.missing_caption)
+    losses = Losses(args.tolerate)
+    found = entries_of(args.source, keep, losses)
+    losses.refuse(losses.count + len(found.entries))
+    entries = with_captions(found.entries, args.missing_caption)
     held = held_out([entry.caption for entry in entries], args.hold_out_every, args.hold_out)
     splits = {
         "train": [entry for entry, out in zip(entries, held, strict=True) if not out],
         "val": [entry for entry, out in zip(entries, held, strict=True) if out],
     }
+    encoding = Encoding(args.size, args.background, args.format, args.quality, args.max_pixels)
     with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("shards", total=len(entries))
         manifest = make_shards(
             splits,
             Path(args.destination),
-            Encoding(args.size, args.background, args.format, args.quality),
+            encoding,
             shard_size=args.shard_size,
             jobs=args.jobs,
             command=_recorded(args),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            losses=losses,
         )
     print(f"{args.destination}: {manifest['samples']}")
+    without_caption = len(found.entries) - len(entries)
+    for count, why in (
+        (found.unfit, "by --min-side, --max-aspect, --max-pixels or --min-score"),
+        (without_caption, "without a caption"),
+        (losses.count, f"unreadable: {losses}"),
+    ):
+        if count:
+            print(f"left out {count:,} {why}")
     return 0
 
 
@@ -141,13 +166,21 @@ def _scores(options: list[str]) -> dict[str, float]:
     return scores
 
 
-def _refuse_numbers(args: argparse.Namespace) -> None:
-    for name in ("size", "shard_size", "jobs"):
+def _refuse_values(args: argparse.Namespace) -> None:
+    from ldm.data.decode import colour_of
+
+    for name in ("size", "shard_size", "jobs", "min_side", "max_aspect", "max_pixels"):
         value = vars(args)[name]
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; set 1 or more")
     if not 1 <= args.quality <= 100:
         raise ValueError(f"--quality is {args.quality}; set 1 to 100")
+    if not 0 <= args.tolerate < 1:
+        raise ValueError(f"--tolerate is {args.tolerate:g}; set a share in [0, 1)")
+    try:
+        colour_of(args.background)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -190,13 +223,15 @@ def _verify(args: argparse.Namespace) -> int:
     from ldm.data.sources import expand
     from ldm.data.verify import verify
 
-    paths = [str(source.local()) for source in expand(_pattern(args.shards), Reading())]
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; set 1 or more")
+    sources = expand(_pattern(args.shards), Reading())
     bad = samples = 0
-    with ProcessPoolExecutor(min(args.jobs, len(paths))) as pool:
-        for finding in pool.map(verify, paths):
+    with ProcessPoolExecutor(min(args.jobs, len(sources))) as pool:
+        for finding in pool.map(verify, sources):
             samples += finding.samples
             bad += len(finding.problems)
             for problem in finding.problems:
                 print(f"{finding.shard} | {problem}")
-    print(f"{len(paths)} shards, {samples:,} samples, {bad:,} problems")
+    print(f"{len(sources)} shards, {samples:,} samples, {bad:,} problems")
     return 1 if bad else 0

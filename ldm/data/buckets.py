@@ -39,7 +39,8 @@ class BucketedData:
         self.shapes = shapes_of(data.size, multiple, max_aspect)
         if not self.shapes:
             raise ValueError(
-                f"no shape of {data.size}² pixels has sides of {multiple}; lower data.multiple"
+                f"no shape of {data.size}² pixels has sides of {multiple}; lower "
+                "data.train.multiple"
             )
         self.buckets = self._assigned()
 

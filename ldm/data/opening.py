@@ -30,12 +30,10 @@ def open_indexes(sources: Sequence[Source], reading: Reading) -> list[ShardIndex
 
 def open_index(source: Source, reading: Reading) -> ShardIndex:
     """One shard's index. Raises ValueError where the shard is damaged or cannot be had."""
-    where = index_path(source, reading)
     try:
-        if not where.is_file():
-            where = source.fetched_index() or where
-        if not where.is_file():
-            return _built(source, where, reading)
+        where = stored_index(source, reading)
+        if where is None:
+            return _built(source, index_path(source, reading), reading)
         index = load_index(where)
         if is_remote(source.name):
             return index  # its size is checked when it is fetched
@@ -82,6 +80,14 @@ def _of_another_size(
     return ShardIndex(index.header, records[whole], index.keys)
 
 
+def stored_index(source: Source, reading: Reading) -> Path | None:
+    """The index that reading goes by; None where it has to be built."""
+    where = index_path(source, reading)
+    if not where.is_file():
+        where = source.fetched_index() or where
+    return where if where.is_file() else None
+
+
 def index_path(source: Source, reading: Reading) -> Path:
     """Beside a local shard, or in the cache folder where that cannot be written."""
     name = source.name
@@ -117,7 +123,7 @@ def _refuse_losses(
     )
     if lost > tolerate * total:
         raise ValueError(
-            f"{message}; that is more than data.reading.tolerate = {tolerate:g}: mend the shards "
-            "(`ldm shards verify` names all) or raise it"
+            f"{message}; that is more than {tolerate:g} of them: mend the shards (`ldm shards "
+            "verify` names all), or raise data.reading.tolerate (of `ldm shards make`: --tolerate)"
         )
     log.warning("%s", message)

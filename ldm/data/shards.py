@@ -70,9 +70,9 @@ class ShardData(Numbered):
         reading: Reading | None = None,
     ) -> None:
         if size < 1:
-            raise ValueError(f"data.size is {size}; set the pictures' side in pixels")
+            raise ValueError(f"size is {size}; set the pictures' side in pixels")
         if crop not in ("centre", "random"):
-            raise ValueError(f"data.crop is {crop!r}; set centre or random")
+            raise ValueError(f"crop is {crop!r}; set centre or random")
         self.size = size
         self.flip = flip
         self.crop = crop
@@ -83,7 +83,7 @@ class ShardData(Numbered):
         self._fields = list(captions or {})
         weights = np.array(list((captions or {}).values()), np.float64)
         if captions is not None and not (np.all(weights >= 0) and weights.sum() > 0):
-            raise ValueError(f"data.captions are {dict(captions)}; set weights of at least 0")
+            raise ValueError(f"captions are {dict(captions)}; set weights of at least 0")
         self._shares = np.cumsum(weights) / max(weights.sum(), 1e-300)
 
     @property

@@ -12,8 +12,10 @@ _UNWANTED = re.compile("[\0\ud800-\udfff]")  # lone surrogates come from JSON es
 def caption_of(raw: bytes | bytearray) -> str:
     """The caption without its byte-order mark and outer blanks; NUL becomes U+FFFD.
 
-    Raises ValueError when the bytes are not UTF-8.
+    Raises ValueError when the bytes are not UTF-8, or nothing but NUL.
     """
+    if raw and not raw.strip(b"\0"):
+        raise ValueError(f"the caption is {len(raw)} zero bytes")
     try:
         return cleaned(raw.decode("utf-8"))
     except UnicodeDecodeError as error:

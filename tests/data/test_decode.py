@@ -185,7 +185,7 @@ def test_a_bomb_is_refused_by_its_header(tmp_path):
     with pytest.raises((ValueError, Picture.DecompressionBombWarning)):
         decoded(bomb)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
-    with pytest.raises(ValueError, match=r"9000x9000 has more than keep\.max_pixels"):
+    with pytest.raises(ValueError, match=r"9000x9000 has more pixels than max_pixels"):
         decoded(file_of(Picture.new("1", (9000, 9000)), "PNG"))
 
 

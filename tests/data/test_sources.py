@@ -23,6 +23,7 @@ from ldm.data import (
     validation_batches,
 )
 from ldm.data.cache import Cache
+from ldm.data.losses import Losses
 from ldm.data.tables import entries_of
 
 
@@ -286,17 +287,19 @@ def test_a_table_of_paths_and_captions(tmp_path, kind):
             parquet.write_table(pyarrow.Table.from_pylist(rows), table)
 
     write(rows)
-    entries = entries_of(str(table), Keep(), 0.0)
+    entries = entries_of(str(table), Keep(), Losses()).entries
     assert [(entry.key, entry.caption) for entry in entries] == [
         (f"{n:04d}", f"number {n}") for n in range(3)
     ]
     assert entries[2].read() == (tmp_path / "0002.png").read_bytes()
     write([*rows, {"path": "no.png", "caption": "x"}])
-    with pytest.raises(FileNotFoundError, match=r"row 4: 'no\.png' does not exist"):
-        entries_of(str(table), Keep(), 0.0)
+    losses = Losses()
+    assert len(entries_of(str(table), Keep(), losses).entries) == 3
+    with pytest.raises(ValueError, match=r"1 of 4 .*row 4: 'no\.png' does not exist"):
+        losses.refuse(4)
     write([{"where": "0000.png", "caption": "x"}])
     with pytest.raises(ValueError, match="call that of the pictures file_name"):
-        entries_of(str(table), Keep(), 0.0)
+        entries_of(str(table), Keep(), Losses())
 
 
 def test_a_hugging_face_data_set_on_disk(tmp_path):

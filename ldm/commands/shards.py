@@ -98,13 +98,8 @@ def _make(args: argparse.Namespace) -> int:
     from ldm.data.tables import entries_of
 
     _refuse_values(args)
-    keep = Keep(
-        min_side=args.min_side,
-        max_aspect=args.max_aspect,
-        max_pixels=args.max_pixels,
-        scores=_scores(args.min_score or []),
-        missing_caption="empty",
-    )
+    scores = _scores(args.min_score or [])
+    keep = Keep(args.min_side, args.max_aspect, args.max_pixels, scores, "empty")
     losses = Losses(args.tolerate)
     found = entries_of(args.source, keep, losses)
     losses.refuse(losses.count + len(found.entries))
@@ -128,10 +123,9 @@ def _make(args: argparse.Namespace) -> int:
             losses=losses,
         )
     print(f"{args.destination}: {manifest['samples']}")
-    without_caption = len(found.entries) - len(entries)
     for count, why in (
         (found.unfit, "by --min-side, --max-aspect, --max-pixels or --min-score"),
-        (without_caption, "without a caption"),
+        (len(found.entries) - len(entries), "without a caption"),
         (losses.count, f"unreadable: {losses}"),
     ):
         if count:
@@ -193,6 +187,8 @@ def _info(args: argparse.Namespace) -> int:
     from ldm.data.shards import ShardData
     from ldm.data.sources import Source, expand
 
+    if args.sheet and not args.sheet.lower().endswith(".png"):
+        raise ValueError(f"--sheet {args.sheet}: name a file that ends in .png")
     reading = Reading()
     sources = expand(_pattern(args.shards), reading)
     splits: dict[str, list[Source]] = {}
@@ -217,8 +213,7 @@ def _pattern(shards: str) -> str:
 
 def _verify(args: argparse.Namespace) -> int:
     """Exit code 1 where something is broken."""
-    from concurrent.futures import ProcessPoolExecutor
-
+    from ldm.data.pool import pool
     from ldm.data.reading import Reading
     from ldm.data.sources import expand
     from ldm.data.verify import verify
@@ -227,8 +222,8 @@ def _verify(args: argparse.Namespace) -> int:
         raise ValueError(f"--jobs is {args.jobs}; set 1 or more")
     sources = expand(_pattern(args.shards), Reading())
     bad = samples = 0
-    with ProcessPoolExecutor(min(args.jobs, len(sources))) as pool:
-        for finding in pool.map(verify, sources):
+    with pool(min(args.jobs, len(sources)), chunk=1) as run_all:
+        for finding in run_all(verify, sources):
             samples += finding.samples
             bad += len(finding.problems)
             for problem in finding.problems:

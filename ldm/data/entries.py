@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class Entry:
         """What a shard is made of, as far as it can be told without reading the picture."""
         length = self.size
         if length is None and self.row is None:
-            length = os.path.getsize(self.path)
+            with suppress(OSError):  # it is named when it is read
+                length = os.path.getsize(self.path)
         return [self.key, self.caption, self.fields, self.offset, length, self.row]
 
     @property

@@ -52,9 +52,9 @@ def _one_of_every_group(captions: Sequence[str], every: int, pattern: str) -> se
 
 def _refuse_too_few(what: str, count: int, every: int) -> None:
     if count < every:
-        fewer = f"2 to {count}, or " if count > 1 else ""
+        fewer = f"2 to {count}, or " if count > 2 else "2, or " if count == 2 else ""
         raise ValueError(
-            f"--hold-out-every is {every} and there are only {count} {what}: none would be held "
+            f"--hold-out-every is {every}, the number of {what} only {count}: none would be held "
             f"out, and a training looks for val shards; set {fewer}0 for no validation set"
         )
 

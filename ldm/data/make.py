@@ -4,10 +4,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,7 @@ from ldm.data.decode import colour_of, open_header, to_rgb, upright
 from ldm.data.entries import Entry
 from ldm.data.index import PICTURES, ShardIndex, build_index, load_index
 from ldm.data.losses import Losses
+from ldm.data.pool import Run, pool
 from ldm.data.random import permutation
 
 Format = Literal["webp", "png", "jpg"]
@@ -105,7 +103,7 @@ def make_shards(
     total = sum(len(job.entries) for job in plan)
     seen = losses.count + total
     done = 0
-    with _pool(jobs) as run:
+    with pool(jobs, chunk=16) as run:
         for job in plan:
             if not any(
                 _found(folder / job.name, job, encoding, losses) for folder in (destination, stage)
@@ -170,22 +168,6 @@ def _found(path: Path, job: _Job, encoding: Encoding, losses: Losses) -> bool:
 
 
 _Answer = tuple[bytes, str] | str  # encoded bytes and their suffix, or why there are none
-_Run = Callable[[Callable[[Entry], _Answer], Sequence[Entry]], Iterable[_Answer]]
-
-
-@contextmanager
-def _pool(jobs: int) -> Iterator[_Run]:
-    if jobs == 1:
-        yield map
-        return
-    try:
-        with ProcessPoolExecutor(jobs) as pool:
-            yield partial(pool.map, chunksize=16)
-    except BrokenProcessPool:
-        raise ValueError(
-            "a process that encodes pictures died, most often because the memory ran out; the same "
-            "command goes on, with a lower --jobs if it happens again"
-        ) from None
 
 
 def _encode(encoding: Encoding, entry: Entry) -> _Answer:
@@ -194,11 +176,13 @@ def _encode(encoding: Encoding, entry: Entry) -> _Answer:
     try:
         return encoding(entry.read())
     except Exception as error:  # what a broken file makes a codec raise is not documented
+        if isinstance(error, OSError) and error.strerror:
+            return f"cannot be read ({error.strerror})"
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         return f"cannot be decoded ({kind}{error})"
 
 
-def _write(path: Path, job: _Job, encoding: Encoding, run: _Run, losses: Losses) -> None:
+def _write(path: Path, job: _Job, encoding: Encoding, run: Run, losses: Losses) -> None:
     partial_tar = path.with_name(path.name + ".partial")
     try:
         _fill(partial_tar, job, encoding, run, losses)
@@ -207,14 +191,20 @@ def _write(path: Path, job: _Job, encoding: Encoding, run: _Run, losses: Losses)
             raise ValueError(f"{path.name} would be unreadable: {index.header.examples[0]}")
         index.write(path.with_name(path.name + ".index"))
         partial_tar.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path.parent)  # a full disk says no name
+        raise
     finally:
         partial_tar.unlink(missing_ok=True)
 
 
-def _fill(path: Path, job: _Job, encoding: Encoding, run: _Run, losses: Losses) -> None:
-    with webdataset.TarWriter(
-        str(path), encoder=False, mtime=0, user="ldm", group="ldm", mode=0o644
-    ) as tar:
+def _fill(path: Path, job: _Job, encoding: Encoding, run: Run, losses: Losses) -> None:
+    with (
+        path.open("wb") as file,  # which is closed on a full disk too
+        webdataset.TarWriter(
+            file, encoder=False, mtime=0, user="ldm", group="ldm", mode=0o644
+        ) as tar,
+    ):
         for entry, answer in zip(
             job.entries, run(partial(_encode, encoding), job.entries), strict=True
         ):

@@ -7,9 +7,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from shard_files import encoded, picture, write_shards, write_tar
 
 import ldm.data
+from ldm.commands.encode import pictures_of
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = ["emoji", "shards", "buckets"]
@@ -51,6 +53,19 @@ def test_what_a_refusal_tells_to_set_can_be_typed_and_helps(composed, tmp_path, 
     assert [
         len(instantiate(config.data[split], _convert_="all")) for split in ("train", "val")
     ] == [5, 5]
+
+
+def test_latents_are_encoded_of_the_pictures_that_were_trained_on(composed, tmp_path):
+    """Those that `keep` left; `image_size` is all that is cut."""
+    write_shards(tmp_path, [4])
+    write_tar(tmp_path / "train-00001.tar", [("a.png", encoded(picture(9)))])
+    for name in ("shards", "buckets"):
+        typed = (f"data={name}", f"data.folder={tmp_path}", "data.keep.missing_caption=drop")
+        saved = {"data": OmegaConf.to_container(composed(*typed).data, resolve=True)}
+        data = pictures_of(saved | {"image_size": 64}, "runs/x", None)
+        assert (len(data), data.size) == (4, 64)
+    with pytest.raises(ValueError, match="does not say which shards it was trained on"):
+        pictures_of({"image_size": 64}, "runs/x", None)
 
 
 def said_keys():

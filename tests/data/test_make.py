@@ -284,7 +284,9 @@ def test_a_word_that_training_would_never_show_is_refused():
         held_out(["cook"], 2, "tone")
     with pytest.raises(ValueError, match="no regular expression"):
         held_out(["cook"], 2, "(")
-    with pytest.raises(ValueError, match=r"number of pictures only 3: none .*set 2 to 3, or 0 for no val"):
+    with pytest.raises(
+        ValueError, match=r"number of pictures only 3: none .*set 2 to 3, or 0 for no val"
+    ):
         held_out(["cook", "judge", "pilot"], 20, None)
     with pytest.raises(ValueError, match="groups of --hold-out only 1: none would be held out"):
         held_out(["cook dark tone", "cook light tone"], 2, "dark|light")

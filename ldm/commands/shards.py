@@ -98,6 +98,8 @@ def _make(args: argparse.Namespace) -> int:
     from ldm.data.tables import entries_of
 
     _refuse_values(args)
+    if os.path.realpath(args.source) == os.path.realpath(args.destination):
+        raise ValueError(f"SRC and DST are both {args.source}; name another folder for the shards")
     scores = _scores(args.min_score or [])
     keep = Keep(args.min_side, args.max_aspect, args.max_pixels, scores, "empty")
     losses = Losses(args.tolerate)
@@ -189,7 +191,7 @@ def _info(args: argparse.Namespace) -> int:
 
     if args.sheet and not args.sheet.lower().endswith(".png"):
         raise ValueError(f"--sheet {args.sheet}: name a file that ends in .png")
-    reading = Reading()
+    reading = Reading(salvage=True, tolerate=0.99)  # whatever there is to be seen
     sources = expand(_pattern(args.shards), reading)
     splits: dict[str, list[Source]] = {}
     for source in sources:
@@ -200,7 +202,10 @@ def _info(args: argparse.Namespace) -> int:
             print(f"  {line}")
     if args.sheet:
         data = ShardData(
-            [source.name for source in sources], 128, keep=Keep(missing_caption="empty")
+            [source.name for source in sources],
+            128,
+            keep=Keep(missing_caption="empty"),
+            reading=reading,
         )
         Sheet().save(data, Path(args.sheet))
         print(f"sheet      {args.sheet}")

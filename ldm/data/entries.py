@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,14 +39,18 @@ class Entry:
     row: int | None = None
     fields: str = ""  # JSON that is kept beside the caption
     fault: str = ""  # why the caption cannot be read
+    crc: int | None = None  # CRC-32 of the bytes, where the index of a shard tells it
 
     def read(self) -> bytes:
-        """The picture's bytes."""
+        """The picture's bytes. Raises ValueError where they are not those that were indexed."""
         if self.row is not None:
             return picture_in_row(self.path, self.row)
         with open(self.path, "rb") as file:
             file.seek(self.offset)
-            return file.read() if self.size is None else file.read(self.size)
+            raw = file.read() if self.size is None else file.read(self.size)
+        if self.crc is not None and zlib.crc32(raw) != self.crc:
+            raise ValueError("the picture's bytes differ from the index's checksum")
+        return raw
 
     def look(self) -> Look:
         """What the picture's header says. Raises whatever a codec does."""

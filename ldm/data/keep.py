@@ -27,6 +27,17 @@ class Keep:
                 f"data.keep.missing_caption is {self.missing_caption!r}; set error, drop or empty"
             )
 
+        if self.min_side < 1 or self.max_pixels < 1:
+            name = "min_side" if self.min_side < 1 else "max_pixels"
+            raise ValueError(
+                f"data.keep.{name} is {min(self.min_side, self.max_pixels)}; set 1 or more"
+            )
+        if self.max_aspect is not None and not self.max_aspect >= 1:
+            raise ValueError(f"data.keep.max_aspect is {self.max_aspect}; set 1 or more, or null")
+        for name, least in (self.scores or {}).items():
+            if not isinstance(least, int | float):
+                raise ValueError(f"data.keep.scores.{name} is {least!r}; set a number")
+
     def reaches(self, fields: Mapping[str, object]) -> bool:
         """Whether a sample's JSON fields have all `scores`."""
         for name, least in (self.scores or {}).items():

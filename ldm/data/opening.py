@@ -54,7 +54,7 @@ def _built(source: Source, where: Path, reading: Reading) -> ShardIndex:
     elif not reading.salvage:
         raise ValueError(
             f"{source.name} is damaged: {index.header.damage}; {len(index.records)} whole samples "
-            "lie before that; fetch it again, or set data.reading.salvage=true to use those"
+            "lie before that; fetch it again, or train on those with data.reading.salvage=true"
         )
     else:
         log.warning("%s is damaged: %s", source.name, index.header.damage)
@@ -73,8 +73,8 @@ def _of_another_size(
     if size > index.header.bytes or not reading.salvage:
         raise ValueError(
             f"{name} has {size} bytes and its index says {index.header.bytes}: it was cut or "
-            f"changed, {lost} of {len(records)} samples are lost; fetch it again, set "
-            f"data.reading.salvage=true to use the rest, or delete {where} if the change is meant"
+            f"changed, {lost} of {len(records)} samples are lost; fetch it again, train on the "
+            f"rest with data.reading.salvage=true, or delete {where} if the change is meant"
         )
     log.warning("%s is cut at byte %d: %d of %d samples are lost", name, size, lost, len(records))
     return ShardIndex(index.header, records[whole], index.keys)

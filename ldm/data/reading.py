@@ -30,5 +30,13 @@ class Reading:
             raise ValueError(f"data.reading.window is {self.window}; set it to 1 or more samples")
         if self.ahead < 0:
             raise ValueError(f"data.reading.ahead is {self.ahead}; set 0 or more samples")
+        if self.retries < 0:
+            raise ValueError(f"data.reading.retries is {self.retries}; set 0 or more")
+        if not self.timeout > 0:
+            raise ValueError(f"data.reading.timeout is {self.timeout}; set some seconds")
+        if not self.cache_gigabytes > 0:
+            raise ValueError(
+                f"data.reading.cache_gigabytes is {self.cache_gigabytes}; set more than 0"
+            )
         if not 0 <= self.tolerate < 1:
             raise ValueError(f"data.reading.tolerate is {self.tolerate}; set a share in [0, 1)")

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,14 +59,21 @@ def _matches(name: str) -> list[str]:
         name = str(ASSETS / name.removeprefix("asset:"))
     if is_remote(name):
         return _remote_matches(name) if any(sign in name for sign in "*[") else [name]
+    name = os.path.expanduser(name)
     if any(sign in name for sign in _MAGIC):
-        found = sorted(glob.glob(name, recursive=True))
+        found = sorted(glob.glob(name, recursive=True)) or _in_odd_folder(name)
         if not found:
             raise FileNotFoundError(f"{name} matches no file; check the path of the shards")
         return found
     if not Path(name).is_file():
         raise FileNotFoundError(f"{name}: no such shard; check its path")
     return [name]
+
+
+def _in_odd_folder(name: str) -> list[str]:
+    """The files of a folder whose own name holds signs of a pattern, as in `birds [1]/*.tar`."""
+    folder, _, base = name.rpartition("/")
+    return sorted(glob.glob(f"{glob.escape(folder)}/{base}")) if folder else []
 
 
 def _remote_matches(name: str) -> list[str]:

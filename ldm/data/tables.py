@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,10 +148,8 @@ def _of_shards(shards: str, keep: Keep, losses: Losses) -> Found:
                     record.offset,
                     record.size,
                     fields=json.dumps(fields) if fields else "",
+                    crc=record.crc,
                 )
             )
-    whole = [
-        Entry(key, e.caption, e.path, e.offset, e.size, fields=e.fields)
-        for key, e in zip(keys_of(names), entries, strict=True)
-    ]
+    whole = [replace(entry, key=key) for key, entry in zip(keys_of(names), entries, strict=True)]
     return Found(whole, sum(len(index.records) for index in found.indexes) - len(found))

@@ -12,6 +12,7 @@ from shard_files import encoded, picture, write_shards, write_tar
 
 import ldm.data
 from ldm.commands.encode import pictures_of
+from ldm.data import Keep, Reading
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = ["emoji", "shards", "buckets"]
@@ -66,6 +67,26 @@ def test_latents_are_encoded_of_the_pictures_that_were_trained_on(composed, tmp_
         assert (len(data), data.size) == (4, 64)
     with pytest.raises(ValueError, match="does not say which shards it was trained on"):
         pictures_of({"image_size": 64}, "runs/x", None)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        (Reading, "window", 0),
+        (Reading, "ahead", -1),
+        (Reading, "retries", -1),
+        (Reading, "timeout", 0.0),
+        (Reading, "cache_gigabytes", -1.0),
+        (Reading, "tolerate", 1.0),
+        (Keep, "min_side", -4),
+        (Keep, "max_pixels", 0),
+        (Keep, "max_aspect", 0.5),
+    ],
+)
+def test_values_that_cannot_be_are_refused_under_their_key(part, name, value):
+    key = f"data.{part.__name__.lower()}.{name}"
+    with pytest.raises(ValueError, match=rf"^{key} is {value!r}; set "):
+        part(**{name: value})
 
 
 def said_keys():

@@ -182,7 +182,7 @@ def test_a_shard_that_vanishes_while_training_is_an_error(tmp_path, workers):
 
 @pytest.mark.parametrize(
     ("contents", "message"),
-    [(b"", "cut at byte 0"), (b"<html>" + b"404 " * 500, r"no tar header at byte 0.*<html>")],
+    [(b"", "no tar: 0 bytes"), (b"<html>" + b"404 " * 500, r"no tar header at byte 0.*<html>")],
 )
 def test_what_is_no_tar_is_refused(tmp_path, contents, message):
     """Row 7."""

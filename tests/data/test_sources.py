@@ -323,6 +323,40 @@ def test_a_hugging_face_data_set_on_disk(tmp_path):
     assert sorted(data.captions()) == [f"number {n}" for n in range(5)]
 
 
+def test_a_picture_that_changed_in_its_shard_is_not_made_into_another(tmp_path):
+    """BMP decodes to other pixels without a word."""
+    (tmp_path / "in").mkdir()
+    members = [m for n in range(4) for m in sample(n, kind="BMP")]
+    path = write_tar(tmp_path / "in/a-00000.tar", members)
+    record = ShardData(str(path), 16).set.indexes[0].record(2)
+    raw = bytearray(path.read_bytes())
+    raw[record.offset + 100 : record.offset + 300] = bytes(200)
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"1 of 4 .*000002: .*differ from the index's checksum"):
+        ldm("make", tmp_path / "in", tmp_path / "out", "--hold-out-every", 0, "--jobs", 1)
+
+
+def test_folders_whose_names_hold_signs_of_a_pattern(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "birds [1]"
+    folder.mkdir()
+    write_shards(folder, [2, 3])
+    assert len(ShardData(f"{folder}/train-*.tar", 16)) == 5
+    assert ldm("info", folder) == 0
+    assert "5 samples in 2 shards" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(ShardData("~/birds [1]/train-*.tar", 16)) == 5
+
+
+def test_info_shows_what_there_is_of_a_damaged_shard(tmp_path, capsys):
+    write_shards(tmp_path, [4, 4])
+    path = tmp_path / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[:4000])
+    words = ["info", tmp_path, "--sheet", tmp_path / "new/sheet.png"]
+    assert ldm(*words) == 0
+    assert re.search(r"[56] samples in 2 shards", capsys.readouterr().out)
+    assert (tmp_path / "new/sheet.png").is_file()
+
+
 def test_the_command_says_what_it_left_out(tmp_path, capsys):
     source = write_folder(tmp_path / "in", [f"number {n}" for n in range(12)], metadata=False)
     for number in range(12):
@@ -395,6 +429,8 @@ def test_a_source_that_is_nothing_is_refused(tmp_path):
         ldm("make", tmp_path, tmp_path / "out", "--size", 0)
     with pytest.raises(ValueError, match="--background 'nocolour' is no colour"):
         ldm("make", tmp_path, tmp_path / "out", "--background", "nocolour")
+    with pytest.raises(ValueError, match="SRC and DST are both"):
+        ldm("make", tmp_path, f"{tmp_path}/../{tmp_path.name}")
     with pytest.raises(ValueError, match="--tolerate is 1; set a share"):
         ldm("make", tmp_path, tmp_path / "out", "--tolerate", 1)
     with pytest.raises(ValueError, match=r"--sheet x\.gif: name a file that ends in \.png"):

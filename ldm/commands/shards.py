@@ -171,12 +171,19 @@ def _refuse_values(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; set 1 or more")
     if not 1 <= args.quality <= 100:
         raise ValueError(f"--quality is {args.quality}; set 1 to 100")
-    if not 0 <= args.tolerate < 1:
-        raise ValueError(f"--tolerate is {args.tolerate:g}; set a share in [0, 1)")
     try:
         colour_of(args.background)
     except ValueError as error:
         raise ValueError(f"--{error}") from None
+    for name in ("background", "quality"):
+        value = vars(args)[name]
+        if args.size is None and args.format is None and value != _OPTIONS[name]:
+            raise ValueError(
+                f"--{name} {value} changes nothing where pictures are copied as they are; set "
+                "--size or --format too, or leave it out"
+            )
+    if not 0 <= args.tolerate < 1:
+        raise ValueError(f"--tolerate is {args.tolerate:g}; set a share in [0, 1)")
 
 
 def _info(args: argparse.Namespace) -> int:

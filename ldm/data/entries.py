@@ -6,7 +6,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from ldm.data.text import caption_of, cleaned, field_of, record_of
 
 METADATA = "metadata.jsonl"
 _AT_ONCE = 16
+_UNREAD = {"heic", "heif", "avif", "jxl"}  # as cameras and telephones write them
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,7 @@ def of_folder(folder: Path, losses: Losses) -> list[Entry]:
     """Pictures with metadata.jsonl, or with .txt files beside them, or one folder per class."""
     if (folder / METADATA).is_file():
         return _of_metadata(folder, losses)
-    pictures = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower()[1:] in PICTURES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.is_dir()
-    )
+    pictures = sorted(p for p in _files(folder) if p.suffix.lower()[1:] in PICTURES | _UNREAD)
     if not pictures:
         raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
     if any(path.with_suffix(".txt").is_file() for path in pictures):
@@ -98,9 +93,29 @@ def of_folder(folder: Path, losses: Losses) -> list[Entry]:
         )
     names = [path.relative_to(folder).as_posix() for path in pictures]
     return [
-        Entry(key, caption, str(path), fault=fault)
+        Entry(key, caption, str(path), fault=_unread(path) or fault)
         for key, (caption, fault), path in zip(keys_of(names), captions, pictures, strict=True)
     ]
+
+
+def _unread(picture: Path) -> str:
+    """Why a picture of this kind is none for us."""
+    kind = picture.suffix.lower()
+    return f"{kind} is not read; convert it to JPEG or PNG" if kind[1:] in _UNREAD else ""
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """What lies in a folder and those inside, linked ones too; nothing whose name begins with a
+    dot, as what file managers leave."""
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(root, name)) not in seen
+        ]
+        yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _sidecar(picture: Path) -> tuple[str, str]:

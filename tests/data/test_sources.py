@@ -392,6 +392,24 @@ def test_odd_folders(tmp_path):
         ldm("make", tmp_path / "in", tmp_path / "more", *words)
 
 
+def test_linked_folders_are_read_and_what_cannot_be_is_named(tmp_path):
+    """Classes that lie elsewhere; a link that leads back; a telephone's photograph."""
+    classes = tmp_path / "elsewhere/red_fox"
+    classes.mkdir(parents=True)
+    (classes / "1.png").write_bytes(encoded(picture(1)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/red_fox").symlink_to(classes)
+    (classes / "back").symlink_to(tmp_path / "in")
+    words = ["--hold-out-every", 0, "--jobs", 1]
+    assert ldm("make", tmp_path / "in", tmp_path / "out", *words) == 0
+    assert list(ShardData(str(tmp_path / "out/*.tar"), 16).captions()) == ["red fox"]
+    (classes / "2.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 .*2\.HEIC: \.heic is not read; convert it to JPEG"
+    ):
+        ldm("make", tmp_path / "in", tmp_path / "more", *words)
+
+
 def test_a_full_disk_is_named_and_what_was_made_stays(tmp_path):
     """The limit of a file's size stands for the disk: one shard fits, the other does not."""
     source = write_folder(tmp_path / "in", ["small", "large"])
@@ -429,6 +447,8 @@ def test_a_source_that_is_nothing_is_refused(tmp_path):
         ldm("make", tmp_path, tmp_path / "out", "--size", 0)
     with pytest.raises(ValueError, match="--background 'nocolour' is no colour"):
         ldm("make", tmp_path, tmp_path / "out", "--background", "nocolour")
+    with pytest.raises(ValueError, match="--quality 80 changes nothing where pictures are copied"):
+        ldm("make", tmp_path, tmp_path / "out", "--quality", 80)
     with pytest.raises(ValueError, match="SRC and DST are both"):
         ldm("make", tmp_path, f"{tmp_path}/../{tmp_path.name}")
     with pytest.raises(ValueError, match="--tolerate is 1; set a share"):

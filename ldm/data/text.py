@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"  # stands for what no tokenizer takes
@@ -29,6 +30,18 @@ def cleaned(caption: str) -> str:
     if caption.isascii() and "\0" not in caption:  # nothing to replace; most are
         return caption.strip()
     return _UNWANTED.sub(REPLACED, caption.removeprefix("﻿")).strip()
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file that hold something, without outer blanks. ValueError names the line that
+    is not UTF-8."""
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found.append(caption_of(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; save it as UTF-8") from None
+    return [line for line in found if line]
 
 
 def record_of(raw: bytes) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_AS_TRAINED = ("keep", "reading")
+
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
@@ -40,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from ldm.commands.drawing import device_of
     from ldm.commands.first_stage import first_stage_at, load_codec
-    from ldm.data import DataError, ShardData
+    from ldm.data import DataError
     from ldm.runs.folder import RunFolder
     from ldm.runs.processes import rank, world
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.run} OUT --image-size N` first, then encode OUT"
         )
     config = source.config()
-    data = ShardData(arguments.shards or _shards_of(config, arguments.run), config["image_size"])
+    data = pictures_of(config, arguments.run, arguments.shards)
     folder = _folder(arguments, codec, captions, data)
     todo = folder.pending(data.set.sizes, rank(), world())
     for path, samples in todo:
@@ -84,9 +86,27 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _shards_of(config: dict[str, Any], run: str) -> Any:
+def pictures_of(config: dict[str, Any], run: str, shards: list[str] | None) -> Any:
+    """The shards' pictures, by default those that the first stage was trained on, and of them those
+    that its `keep` left, read as its `reading` says."""
+    from ldm.commands.building import build
+    from ldm.data import ShardData
+
+    node = config.get("data", {}).get("train", {})
+    if "shards" not in node and isinstance(node.get("data"), dict):
+        node = node["data"]  # of buckets
+    parts = {name: build(node[name], f"data.train.{name}") for name in _AS_TRAINED if name in node}
+    return ShardData(
+        shards or _shards_of(node, run),
+        config["image_size"],
+        keep=parts.get("keep"),
+        reading=parts.get("reading"),
+    )
+
+
+def _shards_of(node: dict[str, Any], run: str) -> Any:
     """Those that the first stage was trained on."""
-    shards = config.get("data", {}).get("train", {}).get("shards")
+    shards = node.get("shards")
     if not shards:
         raise ValueError(
             f"{run} does not say which shards it was trained on: name pictures with --shards, such "

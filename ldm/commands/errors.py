@@ -57,6 +57,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
             group, _, head = group.rpartition("/")
             choice = f"{head}/{choice}"
         return unknown_choice(group, choice) if group else " ".join(text.split())
+    if match := re.match(r"LexerNoViableAltException: ([^=\s]+)=(\S.*)", text):
+        key, value = match.groups()
+        return f"{key}={value}: a sign in it needs quotes within quotes; write '{key}=\"{value}\"'"
     if match := re.search(r"Missing mandatory value: (\S+)(?:.*?full_key: (\S+))?", text, re.S):
         key = match[2] or match[1]
         return f"{key}: not set, and there is no default; set {key}=VALUE"

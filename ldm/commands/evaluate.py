@@ -218,10 +218,10 @@ def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[s
     """The file's lines, or captions evenly spaced over the data; each as often as --per-prompt
     says."""
     from ldm.commands.parts import spread
+    from ldm.data.text import lines_of
 
     if arguments.prompts is not None:
-        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
-        captions = [line.strip() for line in lines if line.strip()]
+        captions = lines_of(Path(arguments.prompts))
         if not captions:
             raise ValueError(f"--prompts {arguments.prompts}: no prompt in it; one a line")
     else:

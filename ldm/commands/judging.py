@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from ldm import ranks
 from ldm.commands.reconstruct import read_picture
 from ldm.data import normalise
+from ldm.data.text import caption_of, field_of, record_of
 from ldm.generate import save_png, to_picture
 from ldm.metrics import MetricGroup
 
@@ -82,24 +83,48 @@ def open_folder(folder: Path) -> PictureFolder:
     # A hidden one is the draft of a drawing that was killed.
     files = [path for path in files if path.stem != "grid" and not path.name.startswith(".")]
     if not files:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(_SUFFIXES)}): name another")
-    listed = {}
-    if (folder / "metadata.jsonl").is_file():
-        for line in (folder / "metadata.jsonl").read_text().splitlines():
-            record = json.loads(line)
-            listed[record["file_name"]] = record["text"]
+        tars = f", of shards name the files, such as '{folder}/val-*.tar'"
+        raise ValueError(
+            f"{folder} holds no pictures ({', '.join(_SUFFIXES)}): name another"
+            f"{tars if any(folder.glob('*.tar')) else ''}"
+        )
+    listed = _listed(folder / "metadata.jsonl")
     return PictureFolder(files, [_caption(path, listed) for path in files])
+
+
+def _listed(file: Path) -> dict[str, str]:
+    """Captions by the names of their pictures; ValueError names the line that says neither."""
+    found: dict[str, str] = {}
+    if not file.is_file():
+        return found
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = record_of(line)
+            text = field_of(record, "text") or field_of(record, "caption")
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number}: {error}") from None
+        found[str(record.get("file_name"))] = text
+    return found
 
 
 def _caption(path: Path, listed: Mapping[str, str]) -> str:
     if path.name in listed:
         return listed[path.name]
-    if path.with_suffix(".txt").is_file():
-        return path.with_suffix(".txt").read_text().strip()
+    beside = path.with_suffix(".txt")
+    if beside.is_file():
+        try:
+            return caption_of(beside.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{beside}: {error}; save it as UTF-8") from None
     if path.suffix.lower() != ".png":
         return ""
-    with Pictures.open(path) as picture:
-        return str(picture.info.get("prompt", ""))
+    try:
+        with Pictures.open(path) as picture:
+            return str(picture.info.get("prompt", ""))
+    except OSError:  # it is named when its pixels are read
+        return ""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ def data_card(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each split: how many, what their captions are like, and a sheet of random pictures. Data
     that is not on this machine (any more) is named and left."""
     cards = []
-    for split, node in config.get("data", {}).items():
+    for split in ("train", "val"):
+        node = config.get("data", {}).get(split)
         if isinstance(node, Mapping) and "_target_" in node:
             card: dict[str, Any] = {
                 "split": split,

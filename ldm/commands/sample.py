@@ -86,8 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompt)
     if arguments.prompts is not None:
-        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+        from ldm.data.text import lines_of
+
+        prompts += lines_of(Path(arguments.prompts))
     if not prompts:
         raise ValueError('no prompt: write ldm sample RUN "a prompt", or --prompts FILE')
     return prompts

@@ -18,6 +18,7 @@ _OPTIONS = {  # of `make`, with their defaults: what the shards depend on
     "missing_caption": "error",
     "min_side": 1,
     "max_aspect": None,
+    "max_pixels": 64_000_000,
     "min_score": None,
     "tolerate": 0.0,
 }
@@ -56,10 +57,20 @@ def _add_make(verbs: Any) -> None:
     make.add_argument("--hold-out", metavar="PATTERN", help="regular expression, see docs/data.md")
     make.add_argument("--hold-out-every", type=int, metavar="N")
     make.add_argument("--missing-caption", choices=["error", "drop", "empty"])
-    make.add_argument("--min-side", type=int, metavar="PIXELS", help="of shards: the short side")
-    make.add_argument("--max-aspect", type=float, help="of shards: long side over short side")
-    make.add_argument("--min-score", action="append", metavar="FIELD=VALUE", help="of shards' JSON")
-    make.add_argument("--tolerate", type=float, help="share of samples of shards that may be bad")
+    make.add_argument(
+        "--min-side", type=int, metavar="PIXELS", help="leave out shorter short sides"
+    )
+    make.add_argument(
+        "--max-aspect", type=float, help="leave out more of long side over short side"
+    )
+    make.add_argument("--max-pixels", type=int, help="refuse larger pictures (default 64 million)")
+    make.add_argument(
+        "--min-score",
+        action="append",
+        metavar="FIELD=VALUE",
+        help="leave out less in this field of metadata.jsonl, the table, or the shards' JSON",
+    )
+    make.add_argument("--tolerate", type=float, help="share of samples that may be unreadable")
     make.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     make.set_defaults(func=run, **_OPTIONS)
 
@@ -82,35 +93,45 @@ def _make(args: argparse.Namespace) -> int:
     from ldm.data.entries import with_captions
     from ldm.data.hold_out import held_out
     from ldm.data.keep import Keep
+    from ldm.data.losses import Losses
     from ldm.data.make import Encoding, make_shards
     from ldm.data.tables import entries_of
 
-    _refuse_numbers(args)
-    keep = Keep(
-        min_side=args.min_side,
-        max_aspect=args.max_aspect,
-        scores=_scores(args.min_score or []),
-        missing_caption="empty",
-    )
-    entries = entries_of(args.source, keep, args.tolerate)
-    entries = with_captions(entries, args.missing_caption)
+    _refuse_values(args)
+    if os.path.realpath(args.source) == os.path.realpath(args.destination):
+        raise ValueError(f"SRC and DST are both {args.source}; name another folder for the shards")
+    scores = _scores(args.min_score or [])
+    keep = Keep(args.min_side, args.max_aspect, args.max_pixels, scores, "empty")
+    losses = Losses(args.tolerate)
+    found = entries_of(args.source, keep, losses)
+    losses.refuse(losses.count + len(found.entries))
+    entries = with_captions(found.entries, args.missing_caption)
     held = held_out([entry.caption for entry in entries], args.hold_out_every, args.hold_out)
     splits = {
         "train": [entry for entry, out in zip(entries, held, strict=True) if not out],
         "val": [entry for entry, out in zip(entries, held, strict=True) if out],
     }
+    encoding = Encoding(args.size, args.background, args.format, args.quality, args.max_pixels)
     with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("shards", total=len(entries))
         manifest = make_shards(
             splits,
             Path(args.destination),
-            Encoding(args.size, args.background, args.format, args.quality),
+            encoding,
             shard_size=args.shard_size,
             jobs=args.jobs,
             command=_recorded(args),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            losses=losses,
         )
     print(f"{args.destination}: {manifest['samples']}")
+    for count, why in (
+        (found.unfit, "by --min-side, --max-aspect, --max-pixels or --min-score"),
+        (len(found.entries) - len(entries), "without a caption"),
+        (losses.count, f"unreadable: {losses}"),
+    ):
+        if count:
+            print(f"left out {count:,} {why}")
     return 0
 
 
@@ -141,13 +162,28 @@ def _scores(options: list[str]) -> dict[str, float]:
     return scores
 
 
-def _refuse_numbers(args: argparse.Namespace) -> None:
-    for name in ("size", "shard_size", "jobs"):
+def _refuse_values(args: argparse.Namespace) -> None:
+    from ldm.data.decode import colour_of
+
+    for name in ("size", "shard_size", "jobs", "min_side", "max_aspect", "max_pixels"):
         value = vars(args)[name]
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; set 1 or more")
     if not 1 <= args.quality <= 100:
         raise ValueError(f"--quality is {args.quality}; set 1 to 100")
+    try:
+        colour_of(args.background)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from None
+    for name in ("background", "quality"):
+        value = vars(args)[name]
+        if args.size is None and args.format is None and value != _OPTIONS[name]:
+            raise ValueError(
+                f"--{name} {value} changes nothing where pictures are copied as they are; set "
+                "--size or --format too, or leave it out"
+            )
+    if not 0 <= args.tolerate < 1:
+        raise ValueError(f"--tolerate is {args.tolerate:g}; set a share in [0, 1)")
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -160,7 +196,9 @@ def _info(args: argparse.Namespace) -> int:
     from ldm.data.shards import ShardData
     from ldm.data.sources import Source, expand
 
-    reading = Reading()
+    if args.sheet and not args.sheet.lower().endswith(".png"):
+        raise ValueError(f"--sheet {args.sheet}: name a file that ends in .png")
+    reading = Reading(salvage=True, tolerate=0.99)  # whatever there is to be seen
     sources = expand(_pattern(args.shards), reading)
     splits: dict[str, list[Source]] = {}
     for source in sources:
@@ -171,7 +209,10 @@ def _info(args: argparse.Namespace) -> int:
             print(f"  {line}")
     if args.sheet:
         data = ShardData(
-            [source.name for source in sources], 128, keep=Keep(missing_caption="empty")
+            [source.name for source in sources],
+            128,
+            keep=Keep(missing_caption="empty"),
+            reading=reading,
         )
         Sheet().save(data, Path(args.sheet))
         print(f"sheet      {args.sheet}")
@@ -184,19 +225,20 @@ def _pattern(shards: str) -> str:
 
 def _verify(args: argparse.Namespace) -> int:
     """Exit code 1 where something is broken."""
-    from concurrent.futures import ProcessPoolExecutor
-
+    from ldm.data.pool import pool
     from ldm.data.reading import Reading
     from ldm.data.sources import expand
     from ldm.data.verify import verify
 
-    paths = [str(source.local()) for source in expand(_pattern(args.shards), Reading())]
+    if args.jobs < 1:
+        raise ValueError(f"--jobs is {args.jobs}; set 1 or more")
+    sources = expand(_pattern(args.shards), Reading())
     bad = samples = 0
-    with ProcessPoolExecutor(min(args.jobs, len(paths))) as pool:
-        for finding in pool.map(verify, paths):
+    with pool(min(args.jobs, len(sources)), chunk=1) as run_all:
+        for finding in run_all(verify, sources):
             samples += finding.samples
             bad += len(finding.problems)
             for problem in finding.problems:
                 print(f"{finding.shard} | {problem}")
-    print(f"{len(paths)} shards, {samples:,} samples, {bad:,} problems")
+    print(f"{len(sources)} shards, {samples:,} samples, {bad:,} problems")
     return 1 if bad else 0

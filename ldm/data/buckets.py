@@ -34,12 +34,17 @@ class BucketedData:
     """
 
     def __init__(self, data: ShardData, *, multiple: int = 64, max_aspect: float = 2.0) -> None:
+        if multiple < 1 or not max_aspect >= 1:
+            raise ValueError(
+                f"multiple is {multiple} and max_aspect {max_aspect:g}; set both to 1 or more"
+            )
         self.data = data
         self.reading = data.reading
         self.shapes = shapes_of(data.size, multiple, max_aspect)
         if not self.shapes:
             raise ValueError(
-                f"no shape of {data.size}² pixels has sides of {multiple}; lower data.multiple"
+                f"no shape of {data.size}² pixels has sides of {multiple}; lower "
+                "data.train.multiple"
             )
         self.buckets = self._assigned()
 

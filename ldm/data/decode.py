@@ -10,7 +10,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image as Picture
-from PIL import ImageColor, ImageOps
+from PIL import ImageColor, ImageOps, UnidentifiedImageError
 from torch.nn.functional import interpolate
 
 Crop = Literal["centre", "random"]
@@ -90,12 +90,20 @@ def colour_of(background: str) -> tuple[int, int, int]:
 
 
 def open_header(raw: bytes, max_pixels: int) -> Picture.Image:
-    """The picture, not decoded yet; a bomb is refused by its header."""
-    picture = Picture.open(io.BytesIO(raw))
+    """The picture, not decoded yet; what is none, or a bomb, is refused by its header."""
+    try:
+        picture = Picture.open(io.BytesIO(raw))
+    except UnidentifiedImageError:  # its words are of a buffer in memory
+        raise ValueError(no_picture(raw)) from None
     width, height = picture.size
     if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} has more than keep.max_pixels = {max_pixels} pixels")
+        raise ValueError(f"{width}x{height} has more pixels than max_pixels = {max_pixels}")
     return picture
+
+
+def no_picture(raw: bytes) -> str:
+    """What is said of bytes that no codec knows."""
+    return f"no known kind of picture (starts with {raw[:12]!r})" if raw else "0 bytes"
 
 
 def orientation(picture: Picture.Image) -> int:

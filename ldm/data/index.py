@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,7 @@ class Record(NamedTuple):
 
 PICTURES = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}
 LATENTS = "_latents"  # key of the .json that says how latent records are packed
-CAPTION_FIELDS = ("caption", "text")  # of a JSON member, where there is no .txt
+_CAPTIONS = ("caption", "text")  # of a JSON member, where there is no .txt
 _EXAMPLES = 20
 
 
@@ -147,7 +147,8 @@ def printable(name: str) -> str:
 
 
 def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
-    """Reads the whole shard once. Raises OSError where it cannot be read."""
+    """Reads the whole shard once. Raises OSError where it cannot be read, and ValueError where the
+    description of latents cannot."""
     found = scan(path)
     faults = _Faults()
     groups = _grouped(found.members, faults)
@@ -155,7 +156,10 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
     mended = 0
     records, keys = [], bytearray()
     with path.open("rb") as file:
-        latents = _latents(file, groups.pop(LATENTS, {}))
+        try:
+            latents = _latents(file, groups.pop(LATENTS, {}))
+        except ValueError as error:
+            raise ValueError(f"{path}, {LATENTS}.json: {error}; encode anew") from None
         for key, parts in groups.items():
             try:
                 record, mode, caption = _sample(lambda member: _read(file, member), parts)
@@ -183,6 +187,11 @@ def build_index(path: Path, *, recipe: str | None = None) -> ShardIndex:
         recipe=recipe,
     )
     return ShardIndex(header, np.array(records, RECORD), bytes(keys))
+
+
+def default_caption(fields: Mapping[str, Any]) -> str:
+    """The caption in a sample's JSON record; empty where it holds none."""
+    return next((text for name in _CAPTIONS if (text := field_of(fields, name))), "")
 
 
 def _latents(file: io.BufferedReader, parts: dict[str, Member]) -> dict[str, Any] | None:
@@ -258,9 +267,7 @@ def _sample(
             member = parts["json"]
             record |= {"json_offset": member.offset, "json_size": member.size}
             fields = record_of(read(member))
-            caption = next(
-                (text for name in CAPTION_FIELDS if (text := field_of(fields, name))), ""
-            )
+            caption = default_caption(fields)
         if "caption" in parts:
             member = parts["caption"]
             record |= {"caption_offset": member.offset, "caption_size": member.size}

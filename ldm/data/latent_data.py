@@ -56,7 +56,8 @@ class LatentData(Numbered):
             raise ValueError(f"{names[0]} lacks the empty caption's text states; encode anew")
         if flip and self.layout.views < 2:
             raise ValueError(
-                f"{names[0]} has no mirror images; encode them too, or set data.train.flip=false"
+                f"{names[0]} has no mirror images; encode them too (`ldm encode --flip`), or take "
+                "out flip"
             )
 
     def null_text(self) -> Condition | None:
@@ -127,10 +128,13 @@ class LatentData(Numbered):
                 buffers = (*buffers, slots.nowhere[:gap], text)
                 reads.append((starts[place], record + gap + size, buffers))
             self.set.files.read_into(shard, reads)
+        lengths = records["caption_length"].tolist()
         for place, text in texts.items():
             try:
                 found[place] = caption_of(text)
             except ValueError:  # it was readable when it was indexed
+                whole[place] = False
+            if found[place] and len(found[place]) != lengths[place]:
                 whole[place] = False
         return found
 

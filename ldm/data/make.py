@@ -4,9 +4,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,9 @@ from PIL import Image as Picture
 
 from ldm.data.decode import colour_of, open_header, to_rgb, upright
 from ldm.data.entries import Entry
-from ldm.data.index import ShardIndex, build_index, load_index
+from ldm.data.index import PICTURES, ShardIndex, build_index, load_index
+from ldm.data.losses import Losses
+from ldm.data.pool import Run, pool
 from ldm.data.random import permutation
 
 Format = Literal["webp", "png", "jpg"]
@@ -40,9 +40,12 @@ class Encoding:
         """Encoded bytes and their suffix. Raises whatever the codec does for a broken picture."""
         picture = open_header(raw, self.max_pixels)
         if self.size is None and self.format is None:
+            name = (picture.format or "").lower()
             picture.load()
-            name = (Picture.open(io.BytesIO(raw)).format or "").lower()
-            return raw, {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(name, name)
+            suffix = {"jpeg": "jpg", "mpo": "jpg", "tiff": "tif"}.get(name, name)
+            if suffix not in PICTURES:
+                raise ValueError(f"shards hold no {name.upper()} as it is; set --size or --format")
+            return raw, suffix
         picture = to_rgb(upright(picture), colour_of(self.background))
         if self.size is not None and min(picture.size) > self.size:
             short = min(picture.size)
@@ -81,11 +84,13 @@ def make_shards(
     jobs: int,
     command: str,
     progress: Callable[[int, int], None],
+    losses: Losses,
 ) -> dict[str, object]:
     """Writes `destination/<split>-00000.tar` … with indexes and manifest.json, and returns that.
 
-    Started again after it was stopped, it writes only the shards that are missing. Raises
-    ValueError for a picture that cannot be decoded and leaves nothing behind.
+    Started again after it was stopped, it writes only the shards that are missing. Pictures that
+    cannot be decoded go to `losses`; where those are too many, ValueError names them when all were
+    looked at, and the shards wait for the next start.
     """
     plan = [
         job
@@ -96,21 +101,17 @@ def make_shards(
     stage = destination / _STAGE
     stage.mkdir(parents=True, exist_ok=True)
     total = sum(len(job.entries) for job in plan)
+    seen = losses.count + total
     done = 0
-    try:
-        with _pool(jobs) as run:
-            for job in plan:
-                if not _finished(destination / job.name, job) and not _finished(
-                    stage / job.name, job
-                ):
-                    _write(stage / job.name, job, encoding, run)
-                done += len(job.entries)
-                progress(done, total)
-    except ValueError:
-        shutil.rmtree(stage)
-        if not any(destination.iterdir()):
-            destination.rmdir()
-        raise
+    with pool(jobs, chunk=16) as run:
+        for job in plan:
+            if not any(
+                _found(folder / job.name, job, encoding, losses) for folder in (destination, stage)
+            ):
+                _write(stage / job.name, job, encoding, run, losses)
+            done += len(job.entries)
+            progress(done, total)
+    losses.refuse(seen, f"; what was written waits in {stage} for the same command")
     return _publish(stage, destination, plan, command, encoding)
 
 
@@ -149,44 +150,70 @@ def _finished(path: Path, job: _Job) -> bool:
     return header.recipe == job.recipe and header.bytes == path.stat().st_size
 
 
-_Run = Callable[
-    [Callable[[Entry], tuple[bytes, str]], Sequence[Entry]], Iterable[tuple[bytes, str]]
-]
+def _found(path: Path, job: _Job, encoding: Encoding, losses: Losses) -> bool:
+    """Whether the shard is there already. What it lacks is tried again, and counted."""
+    if not _finished(path, job):
+        return False
+    index = load_index(path.with_name(path.name + ".index"))
+    if index.header.samples == len(job.entries):
+        return True
+    there = {index.key(row) for row in range(index.header.samples)}
+    lacking = [entry for entry in job.entries if entry.key not in there]
+    answers = [_encode(encoding, entry) for entry in lacking]
+    if not all(isinstance(answer, str) for answer in answers):
+        return False  # mended since
+    for entry, reason in zip(lacking, answers, strict=True):
+        losses.add(entry.place, reason)
+    return True
 
 
-@contextmanager
-def _pool(jobs: int) -> Iterator[_Run]:
-    if jobs == 1:
-        yield map
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield partial(pool.map, chunksize=16)
+_Answer = tuple[bytes, str] | str  # encoded bytes and their suffix, or why there are none
 
 
-def _encode(encoding: Encoding, entry: Entry) -> tuple[bytes, str]:
+def _encode(encoding: Encoding, entry: Entry) -> _Answer:
+    if entry.fault:
+        return entry.fault
     try:
         return encoding(entry.read())
     except Exception as error:  # what a broken file makes a codec raise is not documented
-        raise ValueError(
-            f"{entry.place} cannot be decoded ({type(error).__name__}: {error}); mend or remove it"
-        ) from None
+        if isinstance(error, OSError) and error.strerror:
+            return f"cannot be read ({error.strerror})"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return f"cannot be decoded ({kind}{error})"
 
 
-def _write(path: Path, job: _Job, encoding: Encoding, run: _Run) -> None:
+def _write(path: Path, job: _Job, encoding: Encoding, run: Run, losses: Losses) -> None:
     partial_tar = path.with_name(path.name + ".partial")
-    with webdataset.TarWriter(
-        str(partial_tar), encoder=False, mtime=0, user="ldm", group="ldm", mode=0o644
-    ) as tar:
-        for entry, (raw, suffix) in zip(
+    try:
+        _fill(partial_tar, job, encoding, run, losses)
+        index = build_index(partial_tar, recipe=job.recipe)
+        if index.header.left_out:
+            raise ValueError(f"{path.name} would be unreadable: {index.header.examples[0]}")
+        index.write(path.with_name(path.name + ".index"))
+        partial_tar.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path.parent)  # a full disk says no name
+        raise
+    finally:
+        partial_tar.unlink(missing_ok=True)
+
+
+def _fill(path: Path, job: _Job, encoding: Encoding, run: Run, losses: Losses) -> None:
+    with (
+        path.open("wb") as file,  # which is closed on a full disk too
+        webdataset.TarWriter(
+            file, encoder=False, mtime=0, user="ldm", group="ldm", mode=0o644
+        ) as tar,
+    ):
+        for entry, answer in zip(
             job.entries, run(partial(_encode, encoding), job.entries), strict=True
         ):
+            if isinstance(answer, str):
+                losses.add(entry.place, answer)
+                continue
+            raw, suffix = answer
             sample = {"__key__": entry.key, suffix: raw, "txt": entry.caption.encode()}
             tar.write(sample | ({"json": entry.fields.encode()} if entry.fields else {}))
-    index = build_index(partial_tar, recipe=job.recipe)
-    if index.header.left_out:
-        raise ValueError(f"{path.name} would be unreadable: {index.header.examples[0]}")
-    index.write(path.with_name(path.name + ".index"))
-    partial_tar.replace(path)
 
 
 def _publish(

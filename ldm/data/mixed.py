@@ -28,7 +28,7 @@ class MixedData:
         if len(data) != len(weights) or not data:
             raise ValueError(f"{len(data)} data sets have {len(weights)} weights; set one for each")
         if min(weights) <= 0:
-            raise ValueError(f"data.weights are {list(weights)}; set each above 0")
+            raise ValueError(f"weights are {list(weights)}; set each above 0")
         self.data = list(data)
         self.counts = _shares(weights)
         self.reading = data[0].reading

@@ -30,12 +30,10 @@ def open_indexes(sources: Sequence[Source], reading: Reading) -> list[ShardIndex
 
 def open_index(source: Source, reading: Reading) -> ShardIndex:
     """One shard's index. Raises ValueError where the shard is damaged or cannot be had."""
-    where = index_path(source, reading)
     try:
-        if not where.is_file():
-            where = source.fetched_index() or where
-        if not where.is_file():
-            return _built(source, where, reading)
+        where = stored_index(source, reading)
+        if where is None:
+            return _built(source, index_path(source, reading), reading)
         index = load_index(where)
         if is_remote(source.name):
             return index  # its size is checked when it is fetched
@@ -56,7 +54,7 @@ def _built(source: Source, where: Path, reading: Reading) -> ShardIndex:
     elif not reading.salvage:
         raise ValueError(
             f"{source.name} is damaged: {index.header.damage}; {len(index.records)} whole samples "
-            "lie before that; fetch it again, or set data.reading.salvage=true to use those"
+            "lie before that; fetch it again, or train on those with data.reading.salvage=true"
         )
     else:
         log.warning("%s is damaged: %s", source.name, index.header.damage)
@@ -75,11 +73,19 @@ def _of_another_size(
     if size > index.header.bytes or not reading.salvage:
         raise ValueError(
             f"{name} has {size} bytes and its index says {index.header.bytes}: it was cut or "
-            f"changed, {lost} of {len(records)} samples are lost; fetch it again, set "
-            f"data.reading.salvage=true to use the rest, or delete {where} if the change is meant"
+            f"changed, {lost} of {len(records)} samples are lost; fetch it again, train on the "
+            f"rest with data.reading.salvage=true, or delete {where} if the change is meant"
         )
     log.warning("%s is cut at byte %d: %d of %d samples are lost", name, size, lost, len(records))
     return ShardIndex(index.header, records[whole], index.keys)
+
+
+def stored_index(source: Source, reading: Reading) -> Path | None:
+    """The index that reading goes by; None where it has to be built."""
+    where = index_path(source, reading)
+    if not where.is_file():
+        where = source.fetched_index() or where
+    return where if where.is_file() else None
 
 
 def index_path(source: Source, reading: Reading) -> Path:
@@ -117,7 +123,7 @@ def _refuse_losses(
     )
     if lost > tolerate * total:
         raise ValueError(
-            f"{message}; that is more than data.reading.tolerate = {tolerate:g}: mend the shards "
-            "(`ldm shards verify` names all) or raise it"
+            f"{message}; that is more than {tolerate:g} of them: mend the shards (`ldm shards "
+            "verify` names all), or raise data.reading.tolerate (of `ldm shards make`: --tolerate)"
         )
     log.warning("%s", message)

@@ -63,7 +63,7 @@ class ShuffledOrder:
         self.window = window
         self.total = sum(sizes)
         if self.total < 1:
-            raise ValueError("the data set has no samples; check data.shards and data.keep")
+            raise ValueError("the data set has no samples; name other shards, or loosen data.keep")
         self._first, self._sizes = _cut(np.asarray(sizes, np.int64), window)
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], Indices] = OrderedDict()

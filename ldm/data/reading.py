@@ -27,8 +27,16 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.window < 1:
-            raise ValueError(f"reading.window is {self.window}; set it to 1 or more samples")
+            raise ValueError(f"data.reading.window is {self.window}; set it to 1 or more samples")
         if self.ahead < 0:
-            raise ValueError(f"reading.ahead is {self.ahead}; set 0 or more samples")
+            raise ValueError(f"data.reading.ahead is {self.ahead}; set 0 or more samples")
+        if self.retries < 0:
+            raise ValueError(f"data.reading.retries is {self.retries}; set 0 or more")
+        if not self.timeout > 0:
+            raise ValueError(f"data.reading.timeout is {self.timeout}; set some seconds")
+        if not self.cache_gigabytes > 0:
+            raise ValueError(
+                f"data.reading.cache_gigabytes is {self.cache_gigabytes}; set more than 0"
+            )
         if not 0 <= self.tolerate < 1:
-            raise ValueError(f"reading.tolerate is {self.tolerate}; set a share in [0, 1)")
+            raise ValueError(f"data.reading.tolerate is {self.tolerate}; set a share in [0, 1)")

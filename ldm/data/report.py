@@ -106,4 +106,5 @@ class Sheet:
             wide = self.side // 6 - 1
             lines = f"{caption[:wide]}\n{caption[wide : 2 * wide]}"
             draw.text((left + 2, top + self.side), lines, fill="black")
+        path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)

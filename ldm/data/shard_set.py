@@ -1,22 +1,29 @@
 """A list of shards seen as one numbered sequence of samples."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ldm.data.ahead import Ahead
-from ldm.data.index import CAPTION_FIELDS, RECORD, Record, ShardIndex
+from ldm.data.index import (
+    RECORD,
+    Header,
+    Record,
+    ShardIndex,
+    default_caption,
+)
 from ldm.data.keep import Keep
 from ldm.data.open_files import OpenFiles
 from ldm.data.opening import open_indexes
 from ldm.data.order import Indices
 from ldm.data.reading import Reading
 from ldm.data.sources import expand
-from ldm.data.text import caption_of, field_of, record_of
+from ldm.data.text import REPLACED, caption_of, record_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,20 @@ class Lines(NamedTuple):
 
     shards: Indices
     records: NDArray[Any]
+
+
+def caption_in(read: Callable[[int, int], bytes], record: Record, header: Header) -> str:
+    """A sample's caption, from the `read(offset, size)` of its shard. A caption has no checksum:
+    ValueError where it has another length than was indexed, or characters that cannot be read
+    where the whole shard had none."""
+    text = ""
+    if record.caption_size:
+        text = caption_of(read(record.caption_offset, record.caption_size))
+    if not text and record.json_size:
+        text = default_caption(record_of(read(record.json_offset, record.json_size)))
+    if len(text) != record.caption_length or (REPLACED in text and not header.mended):
+        raise ValueError(f"the caption is not the one that was indexed ({text[:24]!r})")
+    return text
 
 
 class ShardSet:
@@ -50,7 +71,8 @@ class ShardSet:
         if not len(self):
             raise ValueError(
                 f"no sample is left of {sum(len(index.records) for index in self.indexes)} in "
-                f"{self.sources[0].name} …; loosen data.keep"
+                f"{self.sources[0].name} …; loosen data.keep (of `ldm shards make`: --min-side, "
+                "--max-aspect, --min-score)"
             )
 
     def __len__(self) -> int:
@@ -112,19 +134,22 @@ class ShardSet:
         """Every sample's default caption, in order, without touching a picture."""
         for shard, rows in enumerate(self.rows):
             for row in rows.tolist():
-                yield self.caption(Place(shard, row))
+                place = Place(shard, row)
+                try:
+                    yield self.caption(place)
+                except ValueError as error:  # it was readable when it was indexed
+                    raise ValueError(
+                        f"{self.named(place)}: {error}; bring the right shard back"
+                    ) from None
+
+    def named(self, place: Place) -> str:
+        """What an error calls the sample."""
+        return f"{self.sources[place.shard].name}, key {self.key(place)}"
 
     def caption(self, place: Place) -> str:
         """The .txt, or where that is missing or empty the JSON's `caption` or `text`."""
-        record = self.record(place)
-        text = ""
-        if record.caption_size:
-            raw = self.files.read(place.shard, record.caption_offset, record.caption_size)
-            text = caption_of(raw)
-        if not text and record.json_size:
-            fields = self.fields(place)
-            text = next((found for name in CAPTION_FIELDS if (found := field_of(fields, name))), "")
-        return text
+        read = partial(self.files.read, place.shard)
+        return caption_in(read, self.record(place), self.indexes[place.shard].header)
 
     def fields(self, place: Place) -> dict[str, Any]:
         """The sample's JSON record, empty where there is none."""
@@ -146,7 +171,7 @@ class ShardSet:
                 raise ValueError(
                     f"{int(missing.sum())} samples of {self.sources[shard].name} have no caption "
                     f"(key {index.key(int(missing.argmax()))} is the first); set "
-                    "data.keep.missing_caption to drop or empty"
+                    "data.keep.missing_caption=drop (or empty), or write them"
                 )
             kept &= ~missing
         rows = np.flatnonzero(kept)
@@ -155,9 +180,7 @@ class ShardSet:
         return rows
 
     def _reaches(self, place: Place, keep: Keep) -> bool:
-        fields = self.fields(place)
-        for name, least in keep.scores.items():
-            value = fields.get(name)
-            if not isinstance(value, int | float) or not value >= least:
-                return False
-        return True
+        try:
+            return keep.reaches(self.fields(place))
+        except ValueError as error:  # it was readable when it was indexed
+            raise ValueError(f"{self.named(place)}: {error}; bring the right shard back") from None

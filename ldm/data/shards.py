@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -20,6 +21,7 @@ from ldm.data.shard_set import Place, ShardSet
 from ldm.data.text import field_of
 
 _REPLACEMENTS = 8
+_LOOKED_AT = 100  # samples, for the names of their captions
 
 
 class PictureBatch(TypedDict):
@@ -70,9 +72,9 @@ class ShardData(Numbered):
         reading: Reading | None = None,
     ) -> None:
         if size < 1:
-            raise ValueError(f"data.size is {size}; set the pictures' side in pixels")
+            raise ValueError(f"size is {size}; set the pictures' side in pixels")
         if crop not in ("centre", "random"):
-            raise ValueError(f"data.crop is {crop!r}; set centre or random")
+            raise ValueError(f"crop is {crop!r}; set centre or random")
         self.size = size
         self.flip = flip
         self.crop = crop
@@ -83,8 +85,24 @@ class ShardData(Numbered):
         self._fields = list(captions or {})
         weights = np.array(list((captions or {}).values()), np.float64)
         if captions is not None and not (np.all(weights >= 0) and weights.sum() > 0):
-            raise ValueError(f"data.captions are {dict(captions)}; set weights of at least 0")
+            raise ValueError(f"captions are {dict(captions)}; set weights of at least 0")
+        self._refuse_unknown_captions()
         self._shares = np.cumsum(weights) / max(weights.sum(), 1e-300)
+
+    def _refuse_unknown_captions(self) -> None:
+        """ValueError for a field that none of the first samples has: most likely it is misspelt."""
+        wanted = {field for field in self._fields if field != "txt"}
+        if not wanted or not self.set.sources[self.set.place(0).shard].is_here():
+            return
+        there: set[str] = set()
+        for sample in range(min(len(self), _LOOKED_AT)):
+            with suppress(ValueError):  # such a sample is told when it is read
+                there |= self.set.fields(self.set.place(sample)).keys()
+        for field in sorted(wanted - there):
+            raise ValueError(
+                f"captions names {field!r}, and the first samples' JSON holds "
+                f"{', '.join(sorted(there)) or 'nothing'}; name one of those, or txt"
+            )
 
     @property
     def transforms(self) -> str:

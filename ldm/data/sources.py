@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,10 +34,10 @@ def expand(shards: str | Sequence[str], reading: Reading) -> list["Source"]:
         for name in braceexpand.braceexpand(pattern):
             found += _matches(name)
     if not found:
-        raise FileNotFoundError("data.shards is empty; name at least one tar file")
+        raise FileNotFoundError("shards is empty; name at least one tar file")
     name, count = Counter(found).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"data.shards names {name} {count} times; name every shard once")
+        raise ValueError(f"shards names {name} {count} times; name every shard once")
     return [Source(name, reading) for name in found]
 
 
@@ -48,7 +49,7 @@ def is_remote(name: str) -> bool:
 def _allowed_pipe(name: str, reading: Reading) -> str:
     if not reading.pipe:
         raise ValueError(
-            f"data.shards={name} would run a shell command; set data.reading.pipe=true to allow it"
+            f"{name} would run a shell command; set data.reading.pipe=true to allow it"
         )
     return name
 
@@ -58,14 +59,21 @@ def _matches(name: str) -> list[str]:
         name = str(ASSETS / name.removeprefix("asset:"))
     if is_remote(name):
         return _remote_matches(name) if any(sign in name for sign in "*[") else [name]
+    name = os.path.expanduser(name)
     if any(sign in name for sign in _MAGIC):
-        found = sorted(glob.glob(name, recursive=True))
+        found = sorted(glob.glob(name, recursive=True)) or _in_odd_folder(name)
         if not found:
-            raise FileNotFoundError(f"data.shards={name} matches no file; check the path")
+            raise FileNotFoundError(f"{name} matches no file; check the path of the shards")
         return found
     if not Path(name).is_file():
-        raise FileNotFoundError(f"data.shards names {name}, which does not exist; check the path")
+        raise FileNotFoundError(f"{name}: no such shard; check its path")
     return [name]
+
+
+def _in_odd_folder(name: str) -> list[str]:
+    """The files of a folder whose own name holds signs of a pattern, as in `birds [1]/*.tar`."""
+    folder, _, base = name.rpartition("/")
+    return sorted(glob.glob(f"{glob.escape(folder)}/{base}")) if folder else []
 
 
 def _remote_matches(name: str) -> list[str]:
@@ -73,9 +81,11 @@ def _remote_matches(name: str) -> list[str]:
         system, path = fsspec.url_to_fs(name, skip_instance_cache=True)
         found = sorted(str(system.unstrip_protocol(match)) for match in system.glob(path))
     except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"data.shards={name} cannot be listed ({last_line(error)})") from None
+        raise ValueError(
+            f"{name} cannot be listed ({last_line(error)}); check the address of the shards"
+        ) from None
     if not found:
-        raise FileNotFoundError(f"data.shards={name} matches nothing; check the address")
+        raise FileNotFoundError(f"{name} matches nothing; check the address of the shards")
     return found
 
 

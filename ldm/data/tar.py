@@ -90,6 +90,8 @@ def _header(file: BinaryIO, offset: int, size: int) -> tarfile.TarInfo | None:
     block = _contents(file, offset, BLOCK)
     if block == _NOTHING:
         return None
+    if len(block) < BLOCK and offset == 0:
+        raise _Damaged(f"no tar: {size} bytes that begin with {block[:16]!r}")
     if len(block) < BLOCK:
         raise _Damaged(f"cut at byte {size}: the end mark (a block of zeros) is missing")
     try:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"  # stands for what no tokenizer takes
@@ -12,8 +13,10 @@ _UNWANTED = re.compile("[\0\ud800-\udfff]")  # lone surrogates come from JSON es
 def caption_of(raw: bytes | bytearray) -> str:
     """The caption without its byte-order mark and outer blanks; NUL becomes U+FFFD.
 
-    Raises ValueError when the bytes are not UTF-8.
+    Raises ValueError when the bytes are not UTF-8, or nothing but NUL.
     """
+    if raw and not raw.strip(b"\0"):
+        raise ValueError(f"the caption is {len(raw)} zero bytes")
     try:
         return cleaned(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -27,6 +30,18 @@ def cleaned(caption: str) -> str:
     if caption.isascii() and "\0" not in caption:  # nothing to replace; most are
         return caption.strip()
     return _UNWANTED.sub(REPLACED, caption.removeprefix("﻿")).strip()
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file that hold something, without outer blanks. ValueError names the line that
+    is not UTF-8."""
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            found.append(caption_of(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; save it as UTF-8") from None
+    return [line for line in found if line]
 
 
 def record_of(raw: bytes) -> dict[str, Any]:

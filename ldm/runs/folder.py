@@ -35,6 +35,14 @@ HARMLESS = (
     "blocks",
     "watchdog",
     "data.allow_change",
+    "data.keep",  # what it leaves out is told by the pictures' hash
+    "data.reading",
+    "data.train.keep",
+    "data.train.reading",
+    "data.train.data.keep",
+    "data.train.data.reading",
+    "data.val.keep",
+    "data.val.reading",
     "logger",
     "trainer._target_",
     "trainer.strategy",
@@ -56,7 +64,9 @@ APPLIED = (
     # Where the pictures lie; that they are the same ones is told by their hash.
     "data.folder",
     "data.train.shards",
+    "data.train.data.shards",
     "data.val.shards",
+    "data.reading.window",  # another order
 )
 
 

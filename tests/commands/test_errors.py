@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm.commands.composing import composed
 from ldm.commands.drawing import device_of
 from ldm.commands.errors import reported
 
@@ -28,6 +29,19 @@ def test_what_the_disk_refuses_is_one_line(
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert words in said
+
+
+def test_a_value_that_needs_quotes_within_quotes_is_told_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main() -> int:
+        composed(["name=x", "data=shards", "data.folder=~/my-shards"])
+        return 0
+
+    assert reported(main) == 2
+    assert "write 'data.folder=\"~/my-shards\"'" in capsys.readouterr().err
+    typed = 'data.folder="~/my-shards"'
+    assert composed(["name=x", "data=shards", typed]).data.folder == "~/my-shards"
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "nonsense"])

@@ -90,6 +90,36 @@ def test_captions_come_from_where_people_put_them(tmp_path):
     assert open_folder(tmp_path).captions == ["from a text file", "from metadata"]
 
 
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.txt", b"caf\xe9", r"a\.txt: the caption is not UTF-8 \(byte 3"),
+        ("metadata.jsonl", b'{"text": "caf\xe9"}', r"metadata\.jsonl, line 1: unreadable JSON"),
+        ("metadata.jsonl", b"\n[1]", r"metadata\.jsonl, line 2: the JSON holds a list"),
+    ],
+)
+def test_captions_that_cannot_be_read_are_named_by_their_file(tmp_path, name, raw, message):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(ValueError, match=message):
+        open_folder(tmp_path)
+
+
+def test_prompts_that_are_not_utf_8_are_named_by_their_line(tmp_path):
+    asked = Namespace(prompts=str(tmp_path / "prompts.txt"), per_prompt=2)
+    (tmp_path / "prompts.txt").write_bytes("red apple\n\ncafé \r\n".encode())
+    assert prompts_of(asked, list) == ["red apple", "red apple", "café", "café"]
+    (tmp_path / "prompts.txt").write_bytes(b"red apple\ncaf\xe9\n")
+    with pytest.raises(ValueError, match=r"prompts\.txt, line 2: the caption is not UTF-8"):
+        prompts_of(asked, list)
+
+
+def test_a_folder_of_shards_is_told_how_it_is_named(tmp_path):
+    (tmp_path / "val-00000.tar").touch()
+    with pytest.raises(ValueError, match=r"of shards name the files, such as '.*/val-\*\.tar'"):
+        open_folder(tmp_path)
+
+
 def test_a_sweep_is_every_combination():
     own = {"guidance": None, "steps": 7, "passes": None, "sampler": None}
     cells = settings_of(Namespace(sweep=["guidance=1,2.5", "steps=5,10"], **own))

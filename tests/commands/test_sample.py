@@ -271,6 +271,7 @@ def test_thresholding_and_guidance_change_the_picture(trained):
         ("--init-image a.png --mask small.png", ["--mask small.png", "8x8", "40x40"]),
         ("--init-image none.png", ["none.png", "no such file"]),
         ("--tile 60", ["--tile 60", "factor 8", "at least 128"]),
+        ("--prompts latin.txt", ["latin.txt, line 2", "not UTF-8"]),
         ("--steps 0", ["sampler.steps", "at least 1"]),
         ("--passes 0", ["passes", "1 or more"]),
         ("--passes 5 --steps 5", ["--passes 5", "give one"]),
@@ -290,6 +291,7 @@ def test_thresholding_and_guidance_change_the_picture(trained):
 )
 def test_what_cannot_be_is_refused_in_one_line(sample, capsys, typed, words):
     Image.new("L", (8, 8)).save("small.png")
+    Path("latin.txt").write_bytes("a dog\ncafé\n".encode("latin-1"))
     assert sample("a cat", *typed.split()) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     for word in words:

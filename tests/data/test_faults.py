@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import signal
 import tarfile
 import time
@@ -17,7 +18,10 @@ from shard_files import encoded, number_of, picture, sample, write_shards, write
 
 from ldm.data import DataError, Keep, Reading, ShardData, training_batches, validation_batches
 from ldm.data.index import build_index
+from ldm.data.order import Rows
+from ldm.data.sources import Source
 from ldm.data.tar import scan
+from ldm.data.verify import verify
 
 SALVAGE = Reading(salvage=True)
 DROP = Keep(missing_caption="drop")  # a caption may be cut off its picture
@@ -107,6 +111,41 @@ def test_a_flipped_bit_in_a_picture_is_found(tmp_path, caplog):
     assert caplog.text.count("000003") == 1  # named once, in four epochs
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("part", ["picture", "caption", "header", "end"])
+def test_verify_and_training_say_the_same_of_a_zeroed_stretch(tmp_path, part, indexed):
+    """In the last but one of 20 samples."""
+    path = write_tar(tmp_path / "x.tar", [m for n in range(20) for m in sample(n, kind="JPEG")])
+    picture, caption = scan(path).members[36:38]
+    index = build_index(path)
+    if indexed:
+        index.write(tmp_path / "x.tar.index")
+    raw = bytearray(path.read_bytes())
+    start, size = {
+        "picture": (picture.offset + picture.size // 2, picture.size // 2),
+        "caption": (caption.offset, caption.size),
+        "header": (caption.offset - 512, 512),
+        "end": (caption.offset, len(raw) - caption.offset),
+    }[part]
+    raw[start : start + size] = bytes(size)
+    path.write_bytes(raw)
+    found = verify(Source(str(path), Reading()))
+    if (part, indexed) == ("header", False):  # nothing tells what lies behind it
+        with pytest.raises(ValueError, match=re.escape(found.problems[0])):
+            ShardData(str(path), 16)
+        return
+    data = ShardData(str(path), 16, reading=Reading(tolerate=0.5))
+    rows = np.arange(len(data))
+    lost = {fault.key for fault in data.read(Rows(rows, rows, 0))[1]}
+    lost |= {example.partition(":")[0] for example in data.set.indexes[0].header.examples}
+    assert {key for p in found.problems if (key := p.partition(":")[0]).isdigit()} == lost
+    assert found.samples == len(data)
+    if indexed:
+        hit = {"picture": 1, "caption": 1, "header": 0, "end": 2}[part]
+        assert len(lost) == hit
+        assert f"training goes by the index and reads {20 - hit} of 20" in found.problems[0]
+
+
 def test_samples_cannot_cross_shards(tmp_path):
     """Row 5: the next shard starts with the key of the sample that was cut."""
     first = write_tar(tmp_path / "0.tar", members_of(3))
@@ -126,7 +165,7 @@ def test_samples_cannot_cross_shards(tmp_path):
 def test_a_missing_shard_is_refused_before_training(tmp_path):
     """Row 6."""
     write_shards(tmp_path, [2, 2])
-    with pytest.raises(FileNotFoundError, match=r"train-00002\.tar, which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"train-00002\.tar: no such shard"):
         ShardData(str(tmp_path / "train-{00000..00002}.tar"), 16)
     with pytest.raises(FileNotFoundError, match="matches no file"):
         ShardData(str(tmp_path / "test-*.tar"), 16)
@@ -143,7 +182,7 @@ def test_a_shard_that_vanishes_while_training_is_an_error(tmp_path, workers):
 
 @pytest.mark.parametrize(
     ("contents", "message"),
-    [(b"", "cut at byte 0"), (b"<html>" + b"404 " * 500, r"no tar header at byte 0.*<html>")],
+    [(b"", "no tar: 0 bytes"), (b"<html>" + b"404 " * 500, r"no tar header at byte 0.*<html>")],
 )
 def test_what_is_no_tar_is_refused(tmp_path, contents, message):
     """Row 7."""
@@ -305,6 +344,7 @@ def test_a_missing_caption(tmp_path, policy):
         (b"caf\xc3\xa9", "café"),
         (b"\xef\xbb\xbfmark", "mark"),
         (b"a\0b", "a\N{REPLACEMENT CHARACTER}b"),
+        (b"\0\0", None),
         (b"caf\xe9", None),
         (b"\xed\xa0\x80", None),
     ],
@@ -318,7 +358,7 @@ def test_captions_are_strict_utf8(tmp_path, raw, wanted):
     assert captions.get("a") == wanted
     header = data.set.indexes[0].header
     assert header.left_out.get("unreadable caption", 0) == (wanted is None)
-    assert header.mended == ("\0" in raw.decode("latin-1"))  # replaced, and counted
+    assert header.mended == (wanted == "a\N{REPLACEMENT CHARACTER}b")  # replaced, and counted
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_captions_travel_where_text_states_do_not(pictures, tmp_path):
     batch = next(iter(batches_of(data, 1)))
     assert batch["caption"] == [f"number {int(key)}" for key in batch["key"]]
     assert condition_of(batch) is None
-    with pytest.raises(ValueError, match=r"no mirror images.*data\.train\.flip=false"):
+    with pytest.raises(ValueError, match=r"no mirror images.*ldm encode --flip"):
         LatentData(str(tmp_path / "latents/train-*.tar"), flip=True)
 
 

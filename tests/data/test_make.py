@@ -7,16 +7,27 @@ from PIL import Image as Picture
 from shard_files import encoded, picture, write_folder
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from ldm.data import ShardData
-from ldm.data.entries import keys_of, of_folder, with_captions
+from ldm.data import Keep, ShardData
+from ldm.data.entries import keys_of, with_captions
 from ldm.data.hold_out import held_out
+from ldm.data.losses import Losses
 from ldm.data.make import Encoding, make_shards
 from ldm.data.sources import ASSETS
+from ldm.data.tables import entries_of
 
 TONES = ["dark", "light", "medium"]
 
 
-def make(source, destination, encoding=None, shard_size=4, jobs=1, every=0, pattern=None):
+def of_folder(folder, keep=None):
+    losses = Losses()
+    found = entries_of(str(folder), keep or Keep(), losses)
+    losses.refuse(losses.count + len(found.entries))
+    return found.entries
+
+
+def make(
+    source, destination, encoding=None, shard_size=4, jobs=1, every=0, pattern=None, losses=None
+):
     entries = of_folder(source)
     held = held_out([entry.caption for entry in entries], every, pattern)
     splits = {
@@ -31,6 +42,7 @@ def make(source, destination, encoding=None, shard_size=4, jobs=1, every=0, patt
         jobs=jobs,
         command="ldm shards make",
         progress=lambda done, total: None,
+        losses=losses or Losses(),
     )
 
 
@@ -141,12 +153,81 @@ def test_a_folder_without_pictures_or_captions_is_refused(tmp_path):
         of_folder(tmp_path)
 
 
-def test_a_broken_picture_is_named_and_leaves_nothing_behind(tmp_path):
+def test_broken_pictures_are_named_together_and_lose_nothing_that_was_made(tmp_path):
+    """Two of nine, in three shards; mended, the same command makes only what they belong to."""
     source = write_folder(tmp_path / "in", [f"number {i}" for i in range(9)])
-    (source / "0003.png").write_bytes((source / "0003.png").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"0003\.png cannot be decoded"):
+    make(source, tmp_path / "whole")
+    broken = [source / "0003.png", source / "0007.png"]
+    good = [path.read_bytes() for path in broken]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:200])
+    for _ in range(2):  # the second time from what the first has left
+        with pytest.raises(ValueError, match=r"^2 of 9 samples cannot be read \|") as refusal:
+            make(source, tmp_path / "out")
+        for path in broken:
+            assert f"{path.name}: cannot be decoded (OSError: image file is trunc" in str(
+                refusal.value
+            )
+        assert not list((tmp_path / "out").glob("*.tar"))
+    made = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "out/.partial").glob("*.tar")}
+    assert len(made) == 3
+    broken[0].write_bytes(good[0])
+    broken[1].write_bytes(good[1])
+    make(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    kept = [name for name, at in made.items() if (tmp_path / "out" / name).stat().st_mtime_ns == at]
+    assert 1 <= len(kept) < 3
+
+
+def test_tolerated_losses_are_left_out(tmp_path):
+    source = write_folder(tmp_path / "in", [f"number {i}" for i in range(9)], metadata=False)
+    for number in range(9):
+        (source / f"{number:04d}.txt").write_text(f"number {number}")
+    (source / "0003.png").write_bytes(b"<html>")
+    (source / "0005.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"set --tolerate 0\.2223 to leave them out") as refusal:
         make(source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert r"0003.png: cannot be decoded (no known kind of picture (starts with b'<html>')" in str(
+        refusal.value
+    )
+    assert "0005.png: 0005.txt: the caption is not UTF-8 (byte 3" in str(refusal.value)
+    losses = Losses(tolerate=0.2223)
+    assert make(source, tmp_path / "out", losses=losses)["samples"] == {"train": 7}
+    assert losses.count == 2
+    again = Losses(tolerate=0.2223)  # what is there says the same
+    before = contents(tmp_path / "out")
+    make(source, tmp_path / "out", losses=again)
+    assert (again.count, contents(tmp_path / "out")) == (2, before)
+
+
+def test_many_losses_are_named_by_the_first_and_a_count():
+    losses = Losses()
+    for number in range(9):
+        losses.add(f"{number}.png", "no picture")
+    with pytest.raises(
+        ValueError, match=r"^9 of 10 .*0\.png: no .*4\.png: no picture \| and 4 more"
+    ):
+        losses.refuse(10)
+
+
+def test_pictures_of_a_folder_are_chosen_by_header_and_fields(tmp_path):
+    for number, (shape, score) in enumerate([((16, 16), 7), ((4, 16), 9), ((8, 8), 1)]):
+        (tmp_path / f"{number}.png").write_bytes(encoded(np.zeros((*shape, 3), np.uint8)))
+        line = {"file_name": f"{number}.png", "text": f"number {number}", "beauty": score}
+        with (tmp_path / "metadata.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    for keep, left in [
+        (Keep(min_side=8), [0, 2]),
+        (Keep(max_aspect=2.0), [0, 2]),
+        (Keep(scores={"beauty": 5.0}), [0, 1]),
+    ]:
+        chosen = of_folder(tmp_path, keep)
+        assert [entry.caption for entry in chosen] == [f"number {n}" for n in left]
+        assert json.loads(chosen[0].fields)["beauty"] == 7
+    with pytest.raises(ValueError, match=r"says no taste of any picture; write it into"):
+        of_folder(tmp_path, Keep(scores={"taste": 5.0}))
+    with pytest.raises(ValueError, match=r"no picture is left of 3 in .*loosen --min-side"):
+        of_folder(tmp_path, Keep(min_side=99))
 
 
 def test_a_stopped_make_goes_on_where_it_stopped(tmp_path):
@@ -161,7 +242,7 @@ def test_a_stopped_make_goes_on_where_it_stopped(tmp_path):
             raise Stopped
 
     entries = of_folder(source)
-    settings = {"shard_size": 4, "jobs": 1, "command": "ldm shards make"}
+    settings = {"shard_size": 4, "jobs": 1, "command": "ldm shards make", "losses": Losses()}
     with pytest.raises(Stopped):
         make_shards({"train": entries}, tmp_path / "out", Encoding(), progress=stop, **settings)
     assert not list((tmp_path / "out").glob("*.tar"))
@@ -203,6 +284,12 @@ def test_a_word_that_training_would_never_show_is_refused():
         held_out(["cook"], 2, "tone")
     with pytest.raises(ValueError, match="no regular expression"):
         held_out(["cook"], 2, "(")
+    with pytest.raises(
+        ValueError, match=r"number of pictures only 3: none .*set 2 to 3, or 0 for no val"
+    ):
+        held_out(["cook", "judge", "pilot"], 20, None)
+    with pytest.raises(ValueError, match="groups of --hold-out only 1: none would be held out"):
+        held_out(["cook dark tone", "cook light tone"], 2, "dark|light")
     with pytest.raises(ValueError, match="--hold-out-every is 1"):
         held_out(["cook"], 1, None)
 

@@ -153,7 +153,9 @@ def test_buckets_refuse_what_cannot_work(many_shapes):
         many_shapes.order(0, 64)
     with pytest.raises(ValueError, match="in the middle of a global batch"):
         many_shapes.order(0, 4).rows(2, 4)
-    with pytest.raises(ValueError, match=r"lower data\.multiple"):
+    with pytest.raises(ValueError, match="multiple is 0 and max_aspect 2; set both to 1 or more"):
+        BucketedData(many_shapes.data, multiple=0)
+    with pytest.raises(ValueError, match=r"lower data\.train\.multiple"):
         BucketedData(many_shapes.data, multiple=256)
 
 

@@ -3,6 +3,9 @@ import csv
 import json
 import logging
 import os
+import re
+import resource
+import signal
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +26,8 @@ from ldm.data import (
     validation_batches,
 )
 from ldm.data.cache import Cache
+from ldm.data.losses import Losses
+from ldm.data.pool import pool
 from ldm.data.tables import entries_of
 
 
@@ -286,17 +291,19 @@ def test_a_table_of_paths_and_captions(tmp_path, kind):
             parquet.write_table(pyarrow.Table.from_pylist(rows), table)
 
     write(rows)
-    entries = entries_of(str(table), Keep(), 0.0)
+    entries = entries_of(str(table), Keep(), Losses()).entries
     assert [(entry.key, entry.caption) for entry in entries] == [
         (f"{n:04d}", f"number {n}") for n in range(3)
     ]
     assert entries[2].read() == (tmp_path / "0002.png").read_bytes()
     write([*rows, {"path": "no.png", "caption": "x"}])
-    with pytest.raises(FileNotFoundError, match=r"row 4: 'no\.png' does not exist"):
-        entries_of(str(table), Keep(), 0.0)
+    losses = Losses()
+    assert len(entries_of(str(table), Keep(), losses).entries) == 3
+    with pytest.raises(ValueError, match=r"1 of 4 .*row 4: 'no\.png' does not exist"):
+        losses.refuse(4)
     write([{"where": "0000.png", "caption": "x"}])
     with pytest.raises(ValueError, match="call that of the pictures file_name"):
-        entries_of(str(table), Keep(), 0.0)
+        entries_of(str(table), Keep(), Losses())
 
 
 def test_a_hugging_face_data_set_on_disk(tmp_path):
@@ -316,10 +323,140 @@ def test_a_hugging_face_data_set_on_disk(tmp_path):
     assert sorted(data.captions()) == [f"number {n}" for n in range(5)]
 
 
+def test_a_picture_that_changed_in_its_shard_is_not_made_into_another(tmp_path):
+    """BMP decodes to other pixels without a word."""
+    (tmp_path / "in").mkdir()
+    members = [m for n in range(4) for m in sample(n, kind="BMP")]
+    path = write_tar(tmp_path / "in/a-00000.tar", members)
+    record = ShardData(str(path), 16).set.indexes[0].record(2)
+    raw = bytearray(path.read_bytes())
+    raw[record.offset + 100 : record.offset + 300] = bytes(200)
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"1 of 4 .*000002: .*differ from the index's checksum"):
+        ldm("make", tmp_path / "in", tmp_path / "out", "--hold-out-every", 0, "--jobs", 1)
+
+
+def test_folders_whose_names_hold_signs_of_a_pattern(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "birds [1]"
+    folder.mkdir()
+    write_shards(folder, [2, 3])
+    assert len(ShardData(f"{folder}/train-*.tar", 16)) == 5
+    assert ldm("info", folder) == 0
+    assert "5 samples in 2 shards" in capsys.readouterr().out
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(ShardData("~/birds [1]/train-*.tar", 16)) == 5
+
+
+def test_info_shows_what_there_is_of_a_damaged_shard(tmp_path, capsys):
+    write_shards(tmp_path, [4, 4])
+    path = tmp_path / "train-00001.tar"
+    path.write_bytes(path.read_bytes()[:4000])
+    words = ["info", tmp_path, "--sheet", tmp_path / "new/sheet.png"]
+    assert ldm(*words) == 0
+    assert re.search(r"[56] samples in 2 shards", capsys.readouterr().out)
+    assert (tmp_path / "new/sheet.png").is_file()
+
+
+def test_the_command_says_what_it_left_out(tmp_path, capsys):
+    source = write_folder(tmp_path / "in", [f"number {n}" for n in range(12)], metadata=False)
+    for number in range(12):
+        (source / f"{number:04d}.txt").write_text("" if number < 3 else f"number {number}")
+    (source / "0004.png").write_bytes(b"")
+    words = ["--hold-out-every", 4, "--jobs", 1, "--missing-caption", "drop"]
+    assert ldm("make", source, tmp_path / "out", *words, "--tolerate", 0.2) == 0
+    said = capsys.readouterr().out
+    assert "left out 3 without a caption" in said
+    assert re.search(r"left out 1 unreadable: .*0004\.png: cannot be decoded \(0 bytes\)", said)
+    size = ("--min-side", 17, "--tolerate", 0.5)
+    (source / "0005.png").write_bytes(encoded(picture(5, 20)))
+    (source / "0006.png").write_bytes(encoded(picture(6, 20)))
+    assert ldm("make", source, tmp_path / "large", *words[2:], *size, "--hold-out-every", 2) == 0
+    assert "left out 9 by --min-side" in capsys.readouterr().out  # and one that is unreadable
+    with pytest.raises(ValueError, match=r"20x20 has more pixels than max_pixels = 399"):
+        ldm("make", source, tmp_path / "small", *words, "--max-pixels", 399)
+
+
+def test_odd_folders(tmp_path):
+    """A link to nothing, a folder named like a picture, names that are not UTF-8."""
+    folder = os.fsencode(tmp_path / "in") + b"/caf\xe9"
+    os.makedirs(folder + b"/folder.png")
+    for name in (b"\xff a.png", b"b.c.PNG"):
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(encoded(picture(1)))
+    words = ["--hold-out-every", 0, "--jobs", 1]
+    assert ldm("make", tmp_path / "in", tmp_path / "out", *words) == 0
+    data = ShardData(str(tmp_path / "out/train-*.tar"), 16)
+    assert list(data.captions()) == ["caf\N{REPLACEMENT CHARACTER}"] * 2
+    os.symlink("/nowhere/at-all", folder + b"/link.png")
+    with pytest.raises(ValueError, match=r"link\.png: cannot be read \(No such file or directory"):
+        ldm("make", tmp_path / "in", tmp_path / "more", *words)
+
+
+def test_linked_folders_are_read_and_what_cannot_be_is_named(tmp_path):
+    """Classes that lie elsewhere; a link that leads back; a telephone's photograph."""
+    classes = tmp_path / "elsewhere/red_fox"
+    classes.mkdir(parents=True)
+    (classes / "1.png").write_bytes(encoded(picture(1)))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/red_fox").symlink_to(classes)
+    (classes / "back").symlink_to(tmp_path / "in")
+    words = ["--hold-out-every", 0, "--jobs", 1]
+    assert ldm("make", tmp_path / "in", tmp_path / "out", *words) == 0
+    assert list(ShardData(str(tmp_path / "out/*.tar"), 16).captions()) == ["red fox"]
+    (classes / "2.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(
+        ValueError, match=r"1 of 2 .*2\.HEIC: \.heic is not read; convert it to JPEG"
+    ):
+        ldm("make", tmp_path / "in", tmp_path / "more", *words)
+
+
+def test_a_full_disk_is_named_and_what_was_made_stays(tmp_path):
+    """The limit of a file's size stands for the disk: one shard fits, the other does not."""
+    source = write_folder(tmp_path / "in", ["small", "large"])
+    (source / "0001.png").write_bytes(encoded(picture(1, 200)))
+    words = ["make", source, tmp_path / "out", "--hold-out-every", 0, "--shard-size", 1]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refusal:
+            ldm(*words, "--jobs", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert refusal.value.filename == str(tmp_path / "out/.partial")
+    left = sorted(path.name for path in (tmp_path / "out/.partial").iterdir())
+    assert left in ([], ["train-00000.tar", "train-00000.tar.index"])
+    assert ldm(*words, "--jobs", 1) == 0
+    assert ldm("verify", tmp_path / "out", "--jobs", 1) == 0
+
+
+def kill_itself(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_leave_ctrl_c_to_the_command_and_their_death_is_told():
+    with pool(2, chunk=1) as run:
+        assert list(run(signal.getsignal, [signal.SIGINT])) == [signal.SIG_IGN]
+    with pytest.raises(ValueError, match=r"a process died.*lower --jobs"), pool(2, chunk=1) as run:
+        list(run(kill_itself, [0]))
+
+
 def test_a_source_that_is_nothing_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither a folder nor a \.csv"):
         ldm("make", tmp_path / "no", tmp_path / "out")
     with pytest.raises(ValueError, match="--size is 0"):
         ldm("make", tmp_path, tmp_path / "out", "--size", 0)
+    with pytest.raises(ValueError, match="--background 'nocolour' is no colour"):
+        ldm("make", tmp_path, tmp_path / "out", "--background", "nocolour")
+    with pytest.raises(ValueError, match="--quality 80 changes nothing where pictures are copied"):
+        ldm("make", tmp_path, tmp_path / "out", "--quality", 80)
+    with pytest.raises(ValueError, match="SRC and DST are both"):
+        ldm("make", tmp_path, f"{tmp_path}/../{tmp_path.name}")
+    with pytest.raises(ValueError, match="--tolerate is 1; set a share"):
+        ldm("make", tmp_path, tmp_path / "out", "--tolerate", 1)
+    with pytest.raises(ValueError, match=r"--sheet x\.gif: name a file that ends in \.png"):
+        ldm("info", tmp_path, "--sheet", "x.gif")
+    (tmp_path / "x.csv").write_bytes(b"path,text\na\0.png,x\n")
+    with pytest.raises(ValueError, match=r"x\.csv(, row 1: .* does not exist| is no readable CSV)"):
+        ldm("make", tmp_path / "x.csv", tmp_path / "out")
     with pytest.raises(ValueError, match="--min-score 'x'"):
         ldm("make", tmp_path, tmp_path / "out", "--min-score", "x")

@@ -41,6 +41,22 @@ def test_what_does_not_change_the_training_may_differ(tmp_path):
     assert folder.config()["log_every"] == 10
 
 
+def test_how_pictures_are_read_may_change_and_another_order_is_told(tmp_path):
+    """Also of a run from before these keys were there."""
+    folder = run_folder(str(tmp_path), "a")
+    open_run(folder, CONFIG, [])
+
+    def data(salvage, window):
+        reading = {"salvage": salvage, "window": window}
+        keep = {"min_side": 1 + salvage}
+        parts = {"keep": keep, "reading": reading}
+        return {**CONFIG, "data": {**parts, "train": parts, "val": parts}}
+
+    assert open_run(folder, data(False, 10), []) == ["data.reading.window: None -> 10"]
+    assert open_run(folder, data(True, 10), []) == []
+    assert open_run(folder, data(True, 20), []) == ["data.reading.window: 10 -> 20"]
+
+
 def test_differences_are_by_dotted_key():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == {
         "a.c": (2, 3),

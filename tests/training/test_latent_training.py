@@ -56,7 +56,7 @@ def from_latents(root, latents="latents"):
     """Settings of the same training, from latents."""
     return (
         f"{SECOND} first_stage={root}/first data.train._target_=ldm.data.LatentData "
-        f"~data.train.size data.train.shards={root}/{latents}/train-*.tar"
+        f"~data.train.size ~data.train.keep data.train.shards={root}/{latents}/train-*.tar"
     )
 
 

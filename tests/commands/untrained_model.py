@@ -26,7 +26,7 @@ def untrained():
     )
     config = OmegaConf.create(
         {
-            "data": {"val": choice("data", "emoji").val},
+            "data": composed(["experiment=emoji/diffusion"]).data,
             "image_size": 32,
             "precision": "32-true",
             "evaluation": {"clip": "asset:emoji_clip", "guidance": 2.0},

@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm.commands.errors import FAILED
 from ldm.commands.options import add_options
+from ldm.files import read_text, write_text
 
 DEFAULT = "fd_clip,kid,clip_score,prdc"
 SWEPT = {"guidance": float, "steps": int, "passes": int, "sampler": str}
@@ -90,9 +91,7 @@ def _leave(rows: list[dict[str, Any]], out: Path) -> None:
         return
     with (out / "history.jsonl").open("a") as history:
         history.writelines(json.dumps({"at": time.time(), **row}) + "\n" for row in rows)
-    draft = out / ".results.json"
-    draft.write_text(json.dumps(rows, indent=1) + "\n")
-    draft.replace(out / "results.json")
+    write_text(out / "results.json", json.dumps(rows, indent=1) + "\n")
     if len(rows) > 1 and pareto(rows, out / "pareto.png"):
         print(f"{out / 'pareto.png'}: Fréchet distance against CLIP score")
     if len({row.get("steps") for row in rows}) > 1 and quality(rows, out / "quality.png"):
@@ -220,7 +219,7 @@ def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[s
     from ldm.commands.parts import spread
 
     if arguments.prompts is not None:
-        lines = Path(arguments.prompts).read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path(arguments.prompts)).splitlines()
         captions = [line.strip() for line in lines if line.strip()]
         if not captions:
             raise ValueError(f"--prompts {arguments.prompts}: no prompt in it; one a line")

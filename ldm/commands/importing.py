@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -51,8 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
     found = _parts(source, arguments)
     if not found:
         raise ValueError(f"{source} holds neither an autoencoder nor a network that is known here")
-    for part, write in found.items():
-        write(out)
+    try:
+        for write in found.values():
+            write(out)
+    except BaseException:  # half of a folder looks like a whole one
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    for part in found:
         print(f"wrote {out / part}")
     return 0
 
@@ -182,4 +188,6 @@ def _write_diffusion(out: Path, described: Any) -> None:
 def _write_yaml(path: Path, content: Any) -> None:
     import yaml
 
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    from ldm.files import write_text
+
+    write_text(path, yaml.safe_dump(content, sort_keys=False))

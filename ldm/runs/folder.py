@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ldm.files import read_text, write_text
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _SECRET = re.compile(r"(^|_)(token|secret|password|api_?key)$", re.IGNORECASE)
 
@@ -88,7 +90,7 @@ class RunFolder:
                 f"{self.path}: not a run folder (no config.yaml); name a folder that train.py wrote"
             )
         try:
-            return yaml.safe_load(self.config_file.read_text())
+            return yaml.safe_load(read_text(self.config_file))
         except yaml.YAMLError as error:
             said = " ".join(str(error).split())
             raise ValueError(
@@ -179,7 +181,7 @@ def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> l
     masked = {
         key: "***" if value and _SECRET.search(key) else value for key, value in config.items()
     }
-    _replace(folder.config_file, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
+    write_text(folder.config_file, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": argv,
@@ -194,7 +196,7 @@ def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> l
     with (folder.path / "provenance.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
     if diff:
-        _replace(folder.path / "uncommitted.diff", diff)
+        write_text(folder.path / "uncommitted.diff", diff)
     return notices
 
 
@@ -211,9 +213,3 @@ def _git() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")}
     except FileNotFoundError:  # no git on this machine
         return {"commit": "", "diff": ""}
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

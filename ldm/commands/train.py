@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -21,15 +21,14 @@ from ldm.commands.composing import typed
 from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
+from ldm.commands.placement import lacking
 from ldm.commands.plan import peak_of, training_cost
-from ldm.commands.resuming import hopeless, resume_point
+from ldm.commands.resuming import hopeless, opened, refuse_other_data, resume_point
 from ldm.commands.stale import remembered
 from ldm.data.errors import DataError
 from ldm.runs.attempts import Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints
-from ldm.runs.compare import recorded_data
-from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
-from ldm.runs.lock import RunLock
+from ldm.runs.folder import RunFolder, open_run, run_folder
 from ldm.runs.processes import check_address, job, job_end, rank, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
@@ -39,6 +38,7 @@ from ldm.training.callbacks import (
     StepProgress,
     StepRecord,
     Stopped,
+    UnmeasuredError,
     Watchdog,
     Work,
     WriteError,
@@ -59,6 +59,8 @@ def train(config: DictConfig) -> int:
     stop_signals.install()
     checked(config)
     check_address()
+    if lacks := lacking(config):
+        raise ValueError(lacks)
     folder = run_folder(config.run_root, config.name)
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
@@ -72,28 +74,19 @@ def train(config: DictConfig) -> int:
     # Only now: the stage has filled in what the first stage and the text encoder decide.
     plain: Any = OmegaConf.to_container(config, resolve=True)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
-    if rank() == 0:
-        make_folder(folder)
+    callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
     facts = _facts(config, module, data)
-    only_one: AbstractContextManager[Any] = RunLock(folder.path) if rank() == 0 else nullcontext()
+    only_one = opened(folder) if rank() == 0 else nullcontext()
     with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
-            other_data = recorded_data(folder.path) not in ({}, facts["data"])
-            if other_data and not config.data.allow_change:
-                raise ValueError(
-                    f"data.train or data.val: other pictures than {folder.path} was trained on; "
-                    "put them back, set data.allow_change=true to go on with these, or set "
-                    "name=ANOTHER"
-                )
-            notices = open_run(folder, plain, [sys.argv[0], *typed()])
-            notices += ["data: other pictures, as data.allow_change says"] * other_data
+            notices = refuse_other_data(config, folder, facts["data"])
+            notices += open_run(folder, plain, [sys.argv[0], *typed()])
             resumed = resume_point(folder, str(config.resume))
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
             if hopeless(Attempts(folder.path), resumed):
                 return FAILED
-        callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
         trainer = _trainer(config, folder, callbacks, resumed)
         introduce(trainer, folder)
         _announce(config, folder, trainer, module, data, resumed)
@@ -134,7 +127,7 @@ def _fit(
         code = 0
     except Stopped as stop:
         code, why = _tell_stop(stop)
-    except (WriteError, NonFiniteError, DataError) as error:
+    except (WriteError, UnmeasuredError, NonFiniteError, DataError) as error:
         code, why = FAILED, str(error)
         _tell_failure(folder, trainer, why)
     except Exception as error:

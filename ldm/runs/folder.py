@@ -162,22 +162,27 @@ def make_folder(folder: RunFolder) -> None:
         ) from None
 
 
+def refuse_other_settings(folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from the run's, if it is there, and would be applied, a line each.
+    ValueError where others differ too: that is another experiment."""
+    if not folder.config_file.exists():
+        return []
+    different = differences(folder.config(), config)
+    changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if matters(k)]
+    if changed:
+        raise ValueError(
+            f"run folder {folder.path} holds another configuration ({', '.join(changed[:5])}); "
+            "set name=ANOTHER for a new run, or take these settings back to continue it"
+        )
+    return [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if _under(k, APPLIED)]
+
+
 def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> list[str]:
     """Create the folder, or join it when it holds the same experiment, and record where the run
     comes from. Returns the settings that differ and are applied from now on, a line each.
     ValueError when it holds another experiment or cannot be written."""
     make_folder(folder)
-    notices = []
-    if folder.config_file.exists():
-        different = differences(folder.config(), config)
-        notices = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if _under(k, APPLIED)]
-        changed = {k: v for k, v in different.items() if matters(k)}
-        if changed:
-            listed = ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:5])
-            raise ValueError(
-                f"run folder {folder.path} holds another configuration ({listed}); "
-                "set name=ANOTHER for a new run, or take these settings back to continue it"
-            )
+    notices = refuse_other_settings(folder, config)
     masked = {
         key: "***" if value and _SECRET.search(key) else value for key, value in config.items()
     }

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.options import refuse_below
+
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
@@ -44,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.runs.folder import RunFolder
     from ldm.runs.processes import rank, world
 
-    if arguments.batch_size < 1 or arguments.workers < 0:
-        raise ValueError("--batch-size must be 1 or more, --workers 0 or more")
+    refuse_below(arguments, 1, "batch_size")
+    refuse_below(arguments, 0, "workers")
     codec = load_codec(arguments.run)
     captions = None if arguments.no_text else _text_encoder(arguments.text)
     device = device_of(arguments.device)

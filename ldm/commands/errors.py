@@ -29,10 +29,10 @@ def reported(main: Callable[[], Any]) -> int:
         # Hydra's and OmegaConf's classes, of which some are ValueErrors, without importing either
         if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
             return _say(explain(error, sys.argv[1:]))
-        if isinstance(error, ValueError | FileNotFoundError):
-            return _say(str(error))
         if isinstance(error, OSError) and error.errno is not None:
             return _disk(error)
+        if isinstance(error, ValueError | FileNotFoundError):  # the latter of our own words
+            return _say(str(error))
         raise
 
 

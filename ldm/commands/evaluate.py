@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.errors import FAILED
-from ldm.commands.options import add_options
+from ldm.commands.options import add_options, refuse_below
 from ldm.files import read_text, write_text
 
 DEFAULT = "fd_clip,kid,clip_score,prdc"
@@ -43,8 +43,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; write results.json and, for a sweep, pareto.png and quality.png."""
-    if min(arguments.batch_size, arguments.samples, arguments.per_prompt) < 1:
-        raise ValueError("--batch-size, --samples and --per-prompt must be 1 or more")
+    refuse_below(arguments, 1, "batch_size", "samples", "per_prompt")
     cells = settings_of(arguments)
     target = Path(arguments.target)
     if not target.is_dir():
@@ -224,7 +223,14 @@ def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[s
         if not captions:
             raise ValueError(f"--prompts {arguments.prompts}: no prompt in it; one a line")
     else:
-        captions = spread(list(data().captions()), arguments.samples)
+        there = list(data().captions())
+        captions = spread(there, arguments.samples)
+        if len(there) < arguments.samples:
+            print(
+                f"note: --samples {arguments.samples}, but data.val has {len(there)} captions, "
+                "which are all drawn; more come of --per-prompt or --prompts FILE",
+                file=sys.stderr,
+            )
     return [caption for caption in captions for _ in range(arguments.per_prompt)]
 
 

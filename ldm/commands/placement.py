@@ -1,6 +1,8 @@
 """Where a training runs: what no machine has is told from what this one lacks."""
 
+import logging
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.building import build
 
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 SET_ELSEWHERE = {  # arguments of Lightning's Trainer that train.py gives, and our key for them
     "precision": "precision",
     "accumulate_grad_batches": "accumulate",
@@ -71,7 +74,8 @@ def lacking(config: DictConfig) -> str | None:
     settings: Any = OmegaConf.to_container(config.trainer, resolve=True)
     settings.pop("profiler", None)  # it would begin to write
     try:
-        build(settings, "trainer", logger=False, enable_checkpointing=False)
+        with warnings.catch_warnings(action="ignore"):  # the training's own trainer warns
+            build(settings, "trainer", logger=False, enable_checkpointing=False)
     except (MisconfigurationException, TypeError, ValueError, RuntimeError, ImportError) as error:
         places = ("accelerator", "devices", "num_nodes")
         asked = ", ".join(f"trainer.{name}={settings[name]}" for name in places if name in settings)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.child import ended
+from ldm.commands.options import refuse_below
 from ldm.runs.signals import RETRY, SAVED
 
 ROOT = Path(__file__).parents[2]
@@ -45,8 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.commands.sweep_page import write_page
     from ldm.commands.sweep_space import opened, proposals
 
-    if arguments.trials < 1:
-        raise ValueError(f"--trials {arguments.trials}: must be 1 or more")
+    refuse_below(arguments, 1, "trials")
     folder = Path(arguments.run_root) / arguments.name
     study = opened(arguments, folder)
     for number, settings in proposals(study, arguments):

@@ -1,6 +1,5 @@
 """What `train.py` does once the configuration is composed: check, build, train, say where."""
 
-import logging
 import sys
 import time
 import traceback
@@ -47,7 +46,6 @@ from ldm.training.data import PictureDataModule
 from ldm.training.loggers import JsonLines, StepAxis, TensorBoard, introduce
 from ldm.training.nonfinite import NonFiniteError, Spikes
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
 warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the averages are, on purpose
 warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice

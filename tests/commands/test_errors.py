@@ -22,6 +22,7 @@ def test_what_the_disk_refuses_is_one_line(
         (lambda: tmp_path.read_text(), "Is a directory"),
         (lambda: (tmp_path / "file").mkdir(), "File exists"),
         (full, "out/000.png: No space left on device"),
+        (lambda: (tmp_path / "no" / "x").read_text(), "no/x: No such file or directory"),
     ):
         assert reported(main) == 2
         said = capsys.readouterr().err

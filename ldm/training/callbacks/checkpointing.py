@@ -73,6 +73,7 @@ class Checkpointing(L.Callback):
         self._lowest = math.inf
         self._validated = False
         self._unfinished_evaluation = False
+        self._began = 0
         self._agreement: Agreement
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -92,6 +93,7 @@ class Checkpointing(L.Callback):
         """From here on signals are waited with; a validation that was broken off is repeated."""
         stop_signals.install()  # Lightning has put its own handlers there
         stop_signals.training = True
+        self._began = trainer.global_step
         # Its exchange would make the host wait for the device in every step.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         if self._unfinished_evaluation:
@@ -178,7 +180,9 @@ class Checkpointing(L.Callback):
 
     def _unmeasured(self, trainer: L.Trainer) -> str | None:
         """After the first validation, why no later one will tell the best step either."""
-        if self.best is None or not self._validated or self._lowest < math.inf:
+        # A validation that is repeated where the training goes on draws no samples.
+        validated = self._validated and trainer.global_step > self._began
+        if self.best is None or not validated or self._lowest < math.inf:
             return None
         if self.best.removeprefix("-") in trainer.callback_metrics:
             return None

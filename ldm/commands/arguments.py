@@ -210,7 +210,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if _is_sequence(origin):
         return _fits_sequence(value, origin, get_args(hint))
     # Where an object is wanted, only a node with _target_ can describe it.
-    return not (inspect.isclass(origin) and isinstance(value, str | int | float | list))
+    plain = value is None or isinstance(value, str | int | float | list)
+    return not (inspect.isclass(origin) and plain)
 
 
 def _fits_sequence(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:

@@ -52,8 +52,9 @@ def checked(config: Any) -> None:
     for name in config:
         if str(name) not in entries(stage):
             raise ValueError(f"{name}: no such key{_near(str(name), '', entries(stage))}")
+    there = set(map(str, config))  # with what is not set yet, which `in` leaves out
     for name in required(stage):
-        if name not in config:
+        if name not in there:
             raise ValueError(f"{name}: every training of stage={stage} has it; take ~{name} away")
     resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     raw: Any = OmegaConf.to_container(config, resolve=False)
@@ -111,7 +112,7 @@ def _check_leaf(key: str, value: Any, entry: Any) -> None:
 
     if value is UNKNOWN:
         return
-    if entry.is_node and value is not None:
+    if entry.is_node and (value is not None or None not in entry.defaults):
         raise ValueError(
             f"{key}={shown(value)}: {key} is a group of keys, not one value; set {key}.KEY=VALUE"
         )

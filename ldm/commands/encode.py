@@ -2,6 +2,7 @@
 that make them. Under torchrun or srun the ranks share the shards out among them."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     refuse_below(arguments, 1, "batch_size")
     refuse_below(arguments, 0, "workers")
+    if not re.fullmatch(r"[\w-]+", arguments.split):
+        raise ValueError(f"--split {arguments.split}: begins names of files; give a word")
     codec = load_codec(arguments.run)
     captions = None if arguments.no_text else _text_encoder(arguments.text)
     device = device_of(arguments.device)

@@ -40,7 +40,8 @@ def _disk(error: OSError) -> int:
     """What a disk or a path refuses; a reader that has seen enough is no fault."""
     if isinstance(error, BrokenPipeError):
         raise error
-    place = "" if error.filename is None else f"{error.filename}: "
+    found = error.filename2 or error.filename  # of a renaming, where to
+    place = "" if found is None else f"{found}: "
     return _say(f"{place}{error.strerror}; name another place, or make room or way")
 
 

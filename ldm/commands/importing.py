@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.options import refuse_below
+
 FAMILIES = ("dit", "sit")
 
 
@@ -40,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write, where the source has them: OUT/first_stage (for `first_stage=`), OUT/backbone (OUT is
     for `backbone.init=`; its backbone.yaml for conf/backbone), OUT/diffusion.yaml and OUT/text.yaml
     (for conf/diffusion and conf/text)."""
+    refuse_below(arguments, 1, "image_size")
     source, out = Path(arguments.source), Path(arguments.out)
     if out.exists():
         raise ValueError(f"{out} exists already: name a folder that does not, or remove it")

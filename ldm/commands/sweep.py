@@ -14,6 +14,7 @@ from typing import Any
 
 from ldm.commands.child import ended
 from ldm.commands.options import refuse_below
+from ldm.runs.folder import run_folder
 from ldm.runs.signals import RETRY, SAVED
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.commands.sweep_space import opened, proposals
 
     refuse_below(arguments, 1, "trials")
-    folder = Path(arguments.run_root) / arguments.name
+    folder = run_folder(arguments.run_root, arguments.name).path
     study = opened(arguments, folder)
     for number, settings in proposals(study, arguments):
         command = command_of(arguments, number, settings)

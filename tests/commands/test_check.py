@@ -132,6 +132,10 @@ MISTAKES = [
     # what is taken out, and what is no name
     (AUTOENCODER, "~module", "module", "~module away"),
     (CLIP, "~clip", "clip", "~clip away"),
+    (CLIP, "name=???", "name: not set", "set name=VALUE"),
+    (AUTOENCODER, "checkpoint=null", "checkpoint=null", "checkpoint.KEY=VALUE"),
+    (AUTOENCODER, "module=null", "module=null", "module.KEY=VALUE"),
+    (AUTOENCODER, "module.optimizer=null", "module.optimizer=null", "Callable"),
     (AUTOENCODER, "~autoencoder", "autoencoder: nothing says", "autoencoder=NAME"),
     (CLIP, "~evaluation.every", "evaluation.every", "set evaluation.every"),
     (AUTOENCODER, "checkpoint.best=typo", "checkpoint.best=typo", "such as val/loss"),

@@ -52,14 +52,27 @@ def checked(config: Any) -> None:
     for name in config:
         if str(name) not in entries(stage):
             raise ValueError(f"{name}: no such key{_near(str(name), '', entries(stage))}")
-    there = set(map(str, config))  # with what is not set yet, which `in` leaves out
-    for name in required(stage):
-        if name not in there:
-            raise ValueError(f"{name}: every training of stage={stage} has it; take ~{name} away")
-    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     raw: Any = OmegaConf.to_container(config, resolve=False)
+    for name in required(stage):
+        if not _has(raw, name):
+            raise ValueError(
+                f"{name}: every training of stage={stage} has it, and it is not here; take ~{name} "
+                f"away, or set {name}=VALUE"
+            )
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_keys(_with_unknowns(resolved, raw), "", entries(stage))
     _check_together(resolved)
+
+
+def _has(tree: Any, key: str) -> bool:
+    """A null in place of a group is judged elsewhere."""
+    for name in key.split("."):
+        if not isinstance(tree, Mapping):
+            return True
+        if name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _with_unknowns(value: Any, raw: Any) -> Any:
@@ -179,13 +192,13 @@ def _check_together(config: Mapping[str, Any]) -> None:
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")
     _check_metrics(evaluation.get("metrics") or [])
-    best = config["checkpoint"].get("best")
+    best = config["checkpoint"]["best"]
     if best is not None and not best.removeprefix("-").startswith(MEASURED):
         raise ValueError(
             f"checkpoint.best={best}: no metric is called so; set one that begins with "
             f"{', '.join(MEASURED)}, such as val/loss"
         )
-    keep, every = config["checkpoint"].get("keep_every"), config["checkpoint"].get("every", 1)
+    keep, every = config["checkpoint"]["keep_every"], config["checkpoint"]["every"]
     if keep is not None and keep % every:
         raise ValueError(
             f"checkpoint.keep_every={keep} is never reached by checkpoint.every={every}; "

@@ -27,7 +27,7 @@ def opened(folder: RunFolder) -> Iterator[None]:
     with RunLock(folder.path):
         try:
             yield
-        except BaseException:
+        except (ValueError, OSError):  # refusals; what dies otherwise is to be counted
             if fresh and not (folder.path / STATE).exists():
                 shutil.rmtree(folder.path, ignore_errors=True)
             raise

@@ -99,9 +99,14 @@ class Entry:
 
 
 def required(stage: str) -> list[str]:
-    """What no training of the stage can do without: every name at the top but for these."""
-    less = ("logger", "overfit", "lora")
-    return [name for name in entries(stage) if name.isidentifier() and name not in less]
+    """What no training of the stage can do without: its parts, and the keys of its own files."""
+    own = {"train.yaml", f"stage/{stage}.yaml"}
+    return [
+        name
+        for name, entry in entries(stage).items()
+        if (name.isidentifier() or own.intersection(entry.files))
+        and name not in ("logger", "overfit", "lora")
+    ]
 
 
 def hint_of(key: str, entry: Entry) -> Any:

@@ -132,12 +132,13 @@ MISTAKES = [
     # what is taken out, and what is no name
     (AUTOENCODER, "~module", "module", "~module away"),
     (CLIP, "~clip", "clip", "~clip away"),
+    (CLIP, "~checkpoint.keep", "checkpoint.keep", "~checkpoint.keep away"),
     (CLIP, "name=???", "name: not set", "set name=VALUE"),
     (AUTOENCODER, "checkpoint=null", "checkpoint=null", "checkpoint.KEY=VALUE"),
     (AUTOENCODER, "module=null", "module=null", "module.KEY=VALUE"),
     (AUTOENCODER, "module.optimizer=null", "module.optimizer=null", "Callable"),
     (AUTOENCODER, "~autoencoder", "autoencoder: nothing says", "autoencoder=NAME"),
-    (CLIP, "~evaluation.every", "evaluation.every", "set evaluation.every"),
+    (CLIP, "~evaluation.every", "evaluation.every", "set evaluation.every=VALUE"),
     (AUTOENCODER, "checkpoint.best=typo", "checkpoint.best=typo", "such as val/loss"),
     (AUTOENCODER, "name=ü", "name=ü", "'KEY=\"VALUE\"'"),
     # targets and parts in the wrong place

@@ -31,6 +31,9 @@ def reported(main: Callable[[], Any]) -> int:
             return _say(explain(error, sys.argv[1:]))
         if isinstance(error, OSError) and error.errno is not None:
             return _disk(error)
+        # safetensors has the disk's errors as its own; it is not imported for that
+        if match := re.search(r"I/O error: .*\(os error (\d+)\)", str(error)):
+            return _disk(OSError(int(match[1]), os.strerror(int(match[1]))))
         if isinstance(error, ValueError | FileNotFoundError):  # the latter of our own words
             return _say(str(error))
         raise

@@ -1,13 +1,16 @@
 """What the disk and the machine refuse: one line, exit code 2."""
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm.commands import main
 from ldm.commands.drawing import device_of
 from ldm.commands.errors import reported
+from ldm.tensor_files import write_tensors
 
 
 def test_what_the_disk_refuses_is_one_line(
@@ -30,6 +33,20 @@ def test_what_the_disk_refuses_is_one_line(
         assert said.startswith("error: ")
         assert said.count("\n") == 1
         assert words in said
+
+
+def test_a_disk_that_is_full_for_tensors_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        code = reported(lambda: write_tensors(tmp_path / "a.st", {"weight": torch.ones(9999)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 2
+    assert capsys.readouterr().err.startswith("error: File too large; name another place")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "nonsense"])

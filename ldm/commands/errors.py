@@ -31,7 +31,9 @@ def reported(main: Callable[[], Any]) -> int:
             return _say(explain(error, sys.argv[1:]))
         if isinstance(error, OSError) and error.errno is not None:
             return _disk(error)
-        # safetensors has the disk's errors as its own; it is not imported for that
+        # safetensors and torch.save have the disk's errors as their own; torch does not say which
+        if re.search(r"PytorchStreamWriter|unexpected pos \d+ vs", str(error)):
+            return _say("a file could not be written to its end; make room, or name another place")
         if match := re.search(r"I/O error: .*\(os error (\d+)\)", str(error)):
             return _disk(OSError(int(match[1]), os.strerror(int(match[1]))))
         if isinstance(error, ValueError | FileNotFoundError):  # the latter of our own words

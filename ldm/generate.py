@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ldm.diffusion import Denoiser, Guidance, Guided, Keeping, Sampler, Start, Thresholded, Watched
 from ldm.diffusion.denoiser import Watch
+from ldm.files import drafted
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.codec import LatentCodec
 from ldm.frozen.spatial import BroughtBeside
@@ -163,9 +164,8 @@ def save_png(picture: Pictures.Image, path: str | Path, texts: Mapping[str, Any]
     information = PngInfo()
     for key, value in texts.items():
         information.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
-    draft = path.with_name(f".{path.name}")
-    picture.save(draft, format="PNG", pnginfo=information)
-    draft.replace(path)
+    with drafted(path) as draft:
+        picture.save(draft, format="PNG", pnginfo=information)
 
 
 def grid(images: Iterable[torch.Tensor], columns: int) -> Pictures.Image:

@@ -29,12 +29,12 @@ class Range:
 
     def __str__(self) -> str:
         words = [
-            f"at least {self.least:g}" if self.least > -math.inf else "",
-            f"more than {self.above:g}" if self.above > -math.inf else "",
-            f"at most {self.most:g}" if self.most < math.inf else "",
-            f"less than {self.below:g}" if self.below < math.inf else "",
+            f"at least {self.least}" if self.least > -math.inf else "",
+            f"more than {self.above}" if self.above > -math.inf else "",
+            f"at most {self.most}" if self.most < math.inf else "",
+            f"less than {self.below}" if self.below < math.inf else "",
         ]
-        return " and ".join(word for word in words if word)
+        return " and ".join(word for word in words if word) or "a number"
 
 
 COUNT = Range(least=1)
@@ -210,7 +210,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if _is_sequence(origin):
         return _fits_sequence(value, origin, get_args(hint))
     # Where an object is wanted, only a node with _target_ can describe it.
-    return not (inspect.isclass(origin) and isinstance(value, str | int | float | list))
+    plain = value is None or isinstance(value, str | int | float | list)
+    return not (inspect.isclass(origin) and plain)
 
 
 def _fits_sequence(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:

@@ -80,6 +80,8 @@ def _check_call(node: Mapping[str, Any], key: str, given: Sequence[str]) -> None
     parameters = inspect.signature(function).parameters
     hints = hints_of(function)
     for name in sorted(arguments & set(parameters)):
+        if node[name] is None and parameters[name].default is None:
+            continue  # whatever its annotation says
         _check_argument(node[name], hints.get(name, Any), name, f"{key}.{name}")
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return

@@ -13,6 +13,8 @@ _PACKAGES = {  # that a choice needs and the project does not bring
     "ldm.training.loggers_elsewhere.MLflow": "mlflow",
 }
 
+MEASURED = ("val/", "train/", "sample/", "reconstruction/")  # how names of metrics begin
+
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
@@ -41,7 +43,7 @@ def checked(config: Any) -> None:
     from omegaconf import OmegaConf
 
     from ldm.commands.errors import CONF
-    from ldm.commands.schema import entries
+    from ldm.commands.schema import entries, required
 
     stage = OmegaConf.select(config, "stage_name")
     stages = sorted(path.stem for path in (CONF / "stage").glob("*.yaml"))
@@ -50,10 +52,27 @@ def checked(config: Any) -> None:
     for name in config:
         if str(name) not in entries(stage):
             raise ValueError(f"{name}: no such key{_near(str(name), '', entries(stage))}")
-    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     raw: Any = OmegaConf.to_container(config, resolve=False)
+    for name in required(stage):
+        if not _has(raw, name):
+            raise ValueError(
+                f"{name}: every training of stage={stage} has it, and it is not here; take ~{name} "
+                f"away, or set {name}=VALUE"
+            )
+    resolved: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     _check_keys(_with_unknowns(resolved, raw), "", entries(stage))
     _check_together(resolved)
+
+
+def _has(tree: Any, key: str) -> bool:
+    """A null in place of a group is judged elsewhere."""
+    for name in key.split("."):
+        if not isinstance(tree, Mapping):
+            return True
+        if name not in tree:
+            return False
+        tree = tree[name]
+    return True
 
 
 def _with_unknowns(value: Any, raw: Any) -> Any:
@@ -84,6 +103,10 @@ def _check_keys(tree: Mapping[str, Any], prefix: str, entries: Mapping[str, Any]
                 "(`ldm config explain` lists all keys)"
             )
         elif isinstance(value, Mapping):
+            if entries[key].is_call:
+                raise ValueError(
+                    f"{key}: nothing says what it is; choose one ({key}=NAME), or take ~{key} away"
+                )
             _check_keys(value, f"{key}.", entries)
         else:
             _check_leaf(key, value, entries[key])
@@ -98,18 +121,18 @@ def _near(name: str, prefix: str, entries: Mapping[str, Any]) -> str:
 def _check_leaf(key: str, value: Any, entry: Any) -> None:
     from ldm.commands.arguments import Range, misfit, told
     from ldm.commands.building import UNKNOWN, shown
-    from ldm.commands.schema import LEAST, hint_of
+    from ldm.commands.schema import NUMBERS, hint_of
 
     if value is UNKNOWN:
         return
-    if entry.is_node and value is not None:
+    if entry.is_node and (value is not None or None not in entry.defaults):
         raise ValueError(
             f"{key}={shown(value)}: {key} is a group of keys, not one value; set {key}.KEY=VALUE"
         )
     hint = hint_of(key, entry)
     if wrong := misfit(value, hint):
         raise ValueError(f"{key}={shown(value)}: {wrong}; set {key} to {told(hint)}")
-    allowed = Range(least=LEAST.get(key, float("-inf")))
+    allowed = NUMBERS.get(key, Range())
     if isinstance(value, int | float) and not allowed.holds(value):
         raise ValueError(f"{key}={shown(value)}: must be {allowed}; set another {key}")
 
@@ -126,6 +149,8 @@ def _given(key: str, node: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _check_together(config: Mapping[str, Any]) -> None:
     """What each key allows on its own and not with another."""
+    from ldm.commands.placement import refuse_trainer
+
     trainer, evaluation = config.get("trainer", {}), config.get("evaluation", {})
     devices = devices_of(trainer)
     batch, turns = config["global_batch"], config["accumulate"]
@@ -162,15 +187,22 @@ def _check_together(config: Mapping[str, Any]) -> None:
             "module.freeze_encoder=true keeps the encoder as it is, and autoencoder.init=null "
             "leaves it random; set autoencoder.init=RUN, or module.freeze_encoder=false"
         )
+    refuse_trainer(trainer)
     prompts = evaluation.get("grid_prompts")
     if prompts is not None and not prompts:
         raise ValueError("evaluation.grid_prompts=[]: nothing to draw; set null or some prompts")
     _check_metrics(evaluation.get("metrics") or [])
-    keep = config["checkpoint"]["keep_every"]
-    if keep is not None and keep % config["checkpoint"]["every"]:
+    best = config["checkpoint"]["best"]
+    if best is not None and not best.removeprefix("-").startswith(MEASURED):
         raise ValueError(
-            f"checkpoint.keep_every={keep} is never reached by checkpoint.every="
-            f"{config['checkpoint']['every']}; set checkpoint.keep_every to a multiple of it"
+            f"checkpoint.best={best}: no metric is called so; set one that begins with "
+            f"{', '.join(MEASURED)}, such as val/loss"
+        )
+    keep, every = config["checkpoint"]["keep_every"], config["checkpoint"]["every"]
+    if keep is not None and keep % every:
+        raise ValueError(
+            f"checkpoint.keep_every={keep} is never reached by checkpoint.every={every}; "
+            "set checkpoint.keep_every to a multiple of it"
         )
     for split in ("train", "val"):
         size = config.get("data", {}).get(split, {}).get("size")

@@ -64,7 +64,7 @@ def explain_key(arguments: argparse.Namespace) -> int:
 def _facts(config: Any, key: str) -> dict[str, str]:
     """Of a constructor's argument where the key is one, else of the key's place in conf/."""
     from ldm.commands.arguments import RANGES, told
-    from ldm.commands.schema import LEAST, entries, hint_of
+    from ldm.commands.schema import NUMBERS, entries, hint_of
 
     if facts := _argument(config, key):
         name = key.rpartition(".")[2]
@@ -75,7 +75,7 @@ def _facts(config: Any, key: str) -> dict[str, str]:
     hint = hint_of(key, entry)
     return {
         "type": "a group of keys" if entry.is_node else "" if hint is Any else told(hint),
-        "range": f"at least {LEAST[key]}" if key in LEAST else "",
+        "range": str(NUMBERS.get(key, "")),
         "meaning": entry.comment,
         "stands in": ", ".join(dict.fromkeys(f"conf/{file}" for file in entry.files)),
     }

@@ -2,9 +2,12 @@
 that make them. Under torchrun or srun the ranks share the shards out among them."""
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from ldm.commands.options import refuse_below
 
 _AS_TRAINED = ("keep", "reading")
 
@@ -46,8 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.runs.folder import RunFolder
     from ldm.runs.processes import rank, world
 
-    if arguments.batch_size < 1 or arguments.workers < 0:
-        raise ValueError("--batch-size must be 1 or more, --workers 0 or more")
+    refuse_below(arguments, 1, "batch_size")
+    refuse_below(arguments, 0, "workers")
+    if not re.fullmatch(r"[\w-]+", arguments.split):
+        raise ValueError(f"--split {arguments.split}: begins names of files; give a word")
     codec = load_codec(arguments.run)
     captions = None if arguments.no_text else _text_encoder(arguments.text)
     device = device_of(arguments.device)

@@ -22,24 +22,31 @@ def reported(main: Callable[[], Any]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing its own story
     try:
         return main() or 0
-    except (ValueError, FileNotFoundError) as error:
-        return _say(str(error))
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # Hydra's and OmegaConf's classes, without importing either here
+    except Exception as error:
+        # Hydra's and OmegaConf's classes, of which some are ValueErrors, without importing either
+        if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
+            return _say(explain(error, sys.argv[1:]))
         if isinstance(error, OSError) and error.errno is not None:
             return _disk(error)
-        if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
-            raise
-        return _say(explain(error, sys.argv[1:]))
+        # safetensors and torch.save have the disk's errors as their own; torch does not say which
+        if re.search(r"PytorchStreamWriter|unexpected pos \d+ vs", str(error)):
+            return _say("a file could not be written to its end; make room, or name another place")
+        if match := re.search(r"I/O error: .*\(os error (\d+)\)", str(error)):
+            return _disk(OSError(int(match[1]), os.strerror(int(match[1]))))
+        if isinstance(error, ValueError | FileNotFoundError):  # the latter of our own words
+            return _say(str(error))
+        raise
 
 
 def _disk(error: OSError) -> int:
     """What a disk or a path refuses; a reader that has seen enough is no fault."""
     if isinstance(error, BrokenPipeError):
         raise error
-    place = "" if error.filename is None else f"{error.filename}: "
+    found = error.filename2 or error.filename  # of a renaming, where to
+    place = "" if found is None else f"{found}: "
     return _say(f"{place}{error.strerror}; name another place, or make room or way")
 
 
@@ -63,6 +70,17 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if match := re.search(r"Missing mandatory value: (\S+)(?:.*?full_key: (\S+))?", text, re.S):
         key = match[2] or match[1]
         return f"{key}: not set, and there is no default; set {key}=VALUE"
+    if match := re.search(r"Key '[^']+' is not in struct.*?full_key: (\S+)", text, re.S):
+        return f"{match[1]}: needed, and not in this configuration; set {match[1]}=VALUE"
+    if match := re.search(r"Interpolation key '([^']+)' not found.*?full_key: (\S+)", text, re.S):
+        return f"{match[1]}: not in this configuration, and {match[2]} follows it; set {match[1]}"
+    if match := re.search(r"LexerNoViableAltException: (.*?)\n", text):
+        return (
+            f"{match[1]}: holds a letter that Hydra reads in quotes only, within the shell's own; "
+            "write 'KEY=\"VALUE\"'"
+        )
+    if match := re.search(r"Error parsing override '(.*?)'\nmissing EQUAL", text, re.S):
+        return f"{match[1]!r} is no setting; write KEY=VALUE, such as seed=1"
     return " ".join(text.split())
 
 
@@ -89,6 +107,8 @@ def _unknown_key(key: str, arguments: list[str]) -> str:
         known += sorted({k.rsplit(".", n)[0] for k in known for n in range(1, k.count(".") + 1)})
     except Exception:  # another argument is wrong as well; the key is named all the same
         known = []
+    if key in known:
+        return f"{key}: set, and taken out by a ~ at once; leave one of the two out"
     leaves = [k for k in known if k.rsplit(".")[-1] == key.rsplit(".")[-1]]
     hint = f"; did you mean {leaves[0]!r}?" if leaves else nearest(key, known)
     more = f"; an argument left at its default is written +{key}=…" if _is_call(key, known) else ""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.errors import FAILED
-from ldm.commands.options import add_options
+from ldm.commands.options import add_options, refuse_below
+from ldm.files import write_text
 
 DEFAULT = "fd_clip,kid,clip_score,prdc"
 SWEPT = {"guidance": float, "steps": int, "passes": int, "sampler": str}
@@ -42,8 +43,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; write results.json and, for a sweep, pareto.png and quality.png."""
-    if min(arguments.batch_size, arguments.samples, arguments.per_prompt) < 1:
-        raise ValueError("--batch-size, --samples and --per-prompt must be 1 or more")
+    refuse_below(arguments, 1, "batch_size", "samples", "per_prompt")
     cells = settings_of(arguments)
     target = Path(arguments.target)
     if not target.is_dir():
@@ -90,9 +90,7 @@ def _leave(rows: list[dict[str, Any]], out: Path) -> None:
         return
     with (out / "history.jsonl").open("a") as history:
         history.writelines(json.dumps({"at": time.time(), **row}) + "\n" for row in rows)
-    draft = out / ".results.json"
-    draft.write_text(json.dumps(rows, indent=1) + "\n")
-    draft.replace(out / "results.json")
+    write_text(out / "results.json", json.dumps(rows, indent=1) + "\n")
     if len(rows) > 1 and pareto(rows, out / "pareto.png"):
         print(f"{out / 'pareto.png'}: Fréchet distance against CLIP score")
     if len({row.get("steps") for row in rows}) > 1 and quality(rows, out / "quality.png"):
@@ -225,7 +223,14 @@ def prompts_of(arguments: argparse.Namespace, data: Callable[[], Any]) -> list[s
         if not captions:
             raise ValueError(f"--prompts {arguments.prompts}: no prompt in it; one a line")
     else:
-        captions = spread(list(data().captions()), arguments.samples)
+        there = list(data().captions())
+        captions = spread(there, arguments.samples)
+        if len(there) < arguments.samples:
+            print(
+                f"note: --samples {arguments.samples}, but data.val has {len(there)} captions, "
+                "which are all drawn; more come of --per-prompt or --prompts FILE",
+                file=sys.stderr,
+            )
     return [caption for caption in captions for _ in range(arguments.per_prompt)]
 
 

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.options import refuse_below
+
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
@@ -30,19 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
         steps = [int(step) for step in arguments.steps.split(",")]
     except ValueError:
         raise ValueError(f"--steps {arguments.steps}: write numbers, such as 1,2,4,8") from None
-    if min(steps) < 1 or arguments.batch_size < 1:
-        raise ValueError("--steps and --batch-size must be 1 or more")
+    if min(steps) < 1:
+        raise ValueError(f"--steps {arguments.steps}: each must be 1 or more")
+    refuse_below(arguments, 1, "batch_size")
     if arguments.samples < 8:
         raise ValueError(f"--samples {arguments.samples}: confidence intervals need 8 or more")
 
-    import torch
-
+    from ldm.commands.drawing import device_of
     from ldm.commands.evidence_claims import claims
     from ldm.commands.evidence_page import markdown, page
     from ldm.commands.evidence_subject import Subject
     from ldm.commands.parts import load_diffusion
 
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(arguments.device)
     trained = load_diffusion(arguments.target, arguments.first_stage)
     out = Path(arguments.out) if arguments.out else trained.folder.path / "evidence"
     out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """`ldm export`: a trained run in the formats of other tools."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from ldm.files import drafted, read_json
 
 FORMATS = ("diffusers", "compvis", "safetensors", "lora")
 
@@ -29,17 +30,16 @@ def run(arguments: argparse.Namespace) -> int:
     stage = RunFolder(Path(arguments.run)).config().get("stage_name")
     if arguments.to == "lora" and stage != "diffusion":
         raise ValueError(f"{arguments.run} is a run of stage {stage!r}, which has no lora")
-    if stage == "autoencoder":
-        notes = _autoencoder(arguments, out)
-    elif stage == "diffusion":
-        notes = _diffusion(arguments, out)
-    else:
+    if stage not in ("autoencoder", "diffusion"):
         raise ValueError(
             f"{arguments.run} holds a run of stage {stage!r}, and only autoencoder and diffusion "
             "runs are exported; a clip run's folder clip/ is in open_clip's own format already"
         )
-    card = model_card(Path(arguments.run), arguments.licence, notes, out)
-    (out / "README.md").write_text(card)
+    write = _autoencoder if stage == "autoencoder" else _diffusion
+    with drafted(out) as draft:
+        notes = write(arguments, draft)
+        card = model_card(Path(arguments.run), arguments.licence, notes, draft)
+        (draft / "README.md").write_text(card, encoding="utf-8")
     print(f"wrote {out}: {notes}")
     return 0
 
@@ -110,7 +110,7 @@ def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
     described = Described(trained.denoiser.schedule, target, network.time.offset)
     size = trained.codec.latent_shape(trained.config.image_size)[1]
     name = write_pipeline(out, network, Parts(first, texts, described, size))
-    index = json.loads((out / "model_index.json").read_text())
+    index = read_json(out / "model_index.json")
     if index["vae"][0] == "diffusers":
         return f"{name}; diffusers.DiffusionPipeline.from_pretrained loads it"
     return (
@@ -199,7 +199,7 @@ def model_card(run: Path, licence: str, notes: str, out: Path) -> str:
         f"{config.get('global_batch')} pictures at {config.get('image_size')} pixels; "
         "averaged weights.",
         f"To load: {notes}.",
-        *([_usage(json.loads(index.read_text()), config)] if index.is_file() else []),
+        *([_usage(read_json(index), config)] if index.is_file() else []),
         f"## Data\n\n```yaml\n{yaml.safe_dump(config.get('data'), sort_keys=False)}```",
         f"## Last metrics of the run\n\n{_metrics(run / 'metrics.jsonl')}",
     ]
@@ -228,10 +228,9 @@ pipeline({", ".join(asked)}).images[0].save("picture.png")
 
 def _metrics(path: Path) -> str:
     """The last value of each metric that was logged, as a table."""
-    if not path.is_file():
+    from ldm.runs.table import history
+
+    rows = [f"| {name} | {values[-1]} |" for name, (_, values) in history(path).items()]
+    if not rows:
         return "None were recorded."
-    last: dict[str, Any] = {}
-    for line in path.read_text().splitlines():
-        last |= json.loads(line)
-    rows = [f"| {name} | {value} |" for name, value in sorted(last.items())]
     return "\n".join(["| metric | value |", "|---|---|", *rows])

@@ -19,13 +19,15 @@ from ldm.commands.parts import (
     widen,
 )
 from ldm.commands.picture_sizes import refuse_pictures
+from ldm.commands.placement import lacking
+from ldm.commands.resuming import refuse_other_data
 from ldm.commands.stale import refuse_to_continue
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
 from ldm.commands.weights import refuse_missing
 from ldm.diffusion import Objective, Sampler
 from ldm.frozen.features import clip_features
 from ldm.models import Autoencoder
-from ldm.runs.folder import run_folder
+from ldm.runs.folder import RunFolder, refuse_other_settings, run_folder
 from ldm.types import Condition, draws_for_seeds
 
 TOKENS = 8  # of the text in the trial pass; no backbone asks for a number of them
@@ -49,7 +51,11 @@ def plan(config: DictConfig) -> Iterator[tuple[str, str]]:
         with torch.device("meta"):
             yield "clip", _size(build(config.clip, "clip").model)
     _try_optimizer(config)
-    yield from _steps(config, todo, _width(config))
+    if not todo:  # else its sizes are not known yet
+        yield from _changes(config, folder)
+    yield from _steps(config, todo, _width(config), folder)
+    if lacks := lacking(config):
+        todo.append(f"a machine that has it: {lacks}")
     for line in todo:
         yield "first", line
 
@@ -232,7 +238,17 @@ def _try_optimizer(config: DictConfig) -> None:
     build(config.module.lr_schedule, "module.lr_schedule")(optimizer)
 
 
-def _steps(config: DictConfig, todo: list[str], width: int | None) -> Iterator[tuple[str, str]]:
+def _changes(config: DictConfig, folder: RunFolder) -> Iterator[tuple[str, str]]:
+    """What differs from the run that is there already."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings["precision"] = precision_of(config.precision)
+    for line in refuse_other_settings(folder, settings):
+        yield "changed", line
+
+
+def _steps(
+    config: DictConfig, todo: list[str], width: int | None, folder: RunFolder
+) -> Iterator[tuple[str, str]]:
     steps, batch = config.trainer.max_steps, config.global_batch
     seen = steps * batch
     try:
@@ -242,6 +258,9 @@ def _steps(config: DictConfig, todo: list[str], width: int | None) -> Iterator[t
             f"{len(train)} pictures to train, {len(val)} to validate: "
             f"{seen / len(train):.1f} epochs",
         )
+        hashes = {"train": train.content_hash, "val": val.content_hash}
+        for line in refuse_other_data(config, folder, hashes):
+            yield "changed", line
         yield from _validation(config, len(val), width)
     except FileNotFoundError as error:
         todo.append(f"make the data: {error}")

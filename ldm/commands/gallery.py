@@ -24,6 +24,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
+    if not 0 <= arguments.port <= 65535:
+        raise ValueError(f"--port {arguments.port}: set 1 to 65535, or 0 for a free one")
     refuse_strangers(arguments.host, arguments.anyone)
 
     from ldm.commands.gallery_drawing import Studio
@@ -35,7 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
         server = serve(studio, arguments.host, arguments.port)
     except OSError as error:
         raise ValueError(
-            f"--port {arguments.port}: {error.strerror or error}; set another, or 0 for a free one"
+            f"--host {arguments.host} --port {arguments.port}: {error.strerror or error}; set "
+            "another, or --port 0 for a free one"
         ) from None
     host, port = server.server_address[:2]
     shown = f"[{host!s}]" if ":" in str(host) else str(host)
@@ -57,8 +60,9 @@ def refuse_strangers(host: str, anyone: bool) -> None:
         return
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except OSError as error:
-        raise ValueError(f"--host {host}: no such address ({error.strerror})") from None
+    except (OSError, UnicodeError) as error:  # the latter where it cannot be a name
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--host {host}: no such address ({said})") from None
     if not all(ipaddress.ip_address(one.split("%")[0]).is_loopback for one in found):
         raise ValueError(
             f"--host {host}: other machines could reach the page and draw on this one; add "

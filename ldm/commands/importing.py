@@ -2,10 +2,13 @@
 
 import argparse
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from ldm.commands.options import refuse_below
 
 FAMILIES = ("dit", "sit")
 
@@ -39,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write, where the source has them: OUT/first_stage (for `first_stage=`), OUT/backbone (OUT is
     for `backbone.init=`; its backbone.yaml for conf/backbone), OUT/diffusion.yaml and OUT/text.yaml
     (for conf/diffusion and conf/text)."""
+    refuse_below(arguments, 1, "image_size")
     source, out = Path(arguments.source), Path(arguments.out)
     if out.exists():
         raise ValueError(f"{out} exists already: name a folder that does not, or remove it")
@@ -51,8 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     found = _parts(source, arguments)
     if not found:
         raise ValueError(f"{source} holds neither an autoencoder nor a network that is known here")
-    for part, write in found.items():
-        write(out)
+    try:
+        for write in found.values():
+            write(out)
+    except BaseException:  # half of a folder looks like a whole one
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    for part in found:
         print(f"wrote {out / part}")
     return 0
 
@@ -182,4 +191,6 @@ def _write_diffusion(out: Path, described: Any) -> None:
 def _write_yaml(path: Path, content: Any) -> None:
     import yaml
 
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    from ldm.files import write_text
+
+    write_text(path, yaml.safe_dump(content, sort_keys=False))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ from ldm import ranks
 from ldm.commands.reconstruct import read_picture
 from ldm.data import normalise
 from ldm.data.text import caption_of, field_of, record_of
+from ldm.files import read_text, write_text
 from ldm.generate import save_png, to_picture
 from ldm.metrics import MetricGroup
 
 _T = TypeVar("_T")
 _PATIENCE = timedelta(days=7)  # ranks draw for as long as it takes
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+# The draft of a drawing that was killed, and what `ldm sample` writes beside its pictures.
+_NO_SAMPLE = re.compile(r"\.|grid(-\d+)?\.|\d+-trajectory\.")
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,7 @@ def open_folder(folder: Path) -> PictureFolder:
     """The pictures of a folder. A caption is the line of metadata.jsonl (file_name, text), a .txt
     of the same name, or the `prompt` that ldm writes into its PNGs; else it is empty."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    # A hidden one is the draft of a drawing that was killed.
-    files = [path for path in files if path.stem != "grid" and not path.name.startswith(".")]
+    files = [path for path in files if not _NO_SAMPLE.match(path.name)]
     if not files:
         tars = f", of shards name the files, such as '{folder}/val-*.tar'"
         raise ValueError(
@@ -175,14 +178,14 @@ def draw_missing(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps({**settings, "prompts": list(prompts), "seed": seed}, indent=1)
     record = folder / "settings.json"
-    if record.is_file() and record.read_text() != wanted:
+    if record.is_file() and read_text(record) != wanted:
         raise ValueError(
             f"{folder} holds pictures of other settings (see {record.name}): delete it, or name "
             "another folder with --out"
         )
     ranks.wait()
     if ranks.rank == 0:
-        record.write_text(wanted)
+        write_text(record, wanted)
     missing = ranks.first(
         [n for n in range(len(prompts)) if not (folder / f"{n:06d}.png").is_file()]
     )
@@ -192,10 +195,8 @@ def draw_missing(
         part = mine[start : start + batch_size]
         images = generate([prompts[n] for n in part], [seed + n for n in part])
         for number, image in zip(part, images, strict=True):
-            draft = folder / f".{number:06d}-{os.getpid()}"
             texts = {"prompt": prompts[number], "seed": seed + number}
-            save_png(to_picture(image), draft.with_suffix(".png"), texts)
-            draft.with_suffix(".png").rename(folder / f"{number:06d}.png")
+            save_png(to_picture(image), folder / f"{number:06d}.png", texts)
         drawn += len(part)
     if drawn:
         spent = {"pictures": drawn, "seconds": time.perf_counter() - began}

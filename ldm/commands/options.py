@@ -63,3 +63,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     group.add_argument("--first-stage", help="another place of the run's first stage")
+
+
+def refuse_below(arguments: argparse.Namespace, least: int, *names: str) -> None:
+    """ValueError names the first of these options that is too small."""
+    for name in names:
+        if (value := getattr(arguments, name)) < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {value}: must be {least} or more")

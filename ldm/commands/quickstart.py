@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.child import ended
+from ldm.commands.options import refuse_below
 from ldm.runs.signals import RETRY
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             "train.py and conf/ are not beside the installed package; install from a clone with "
             "`pip install -e .`"
         )
+    refuse_below(arguments, 1, "autoencoder_steps", "diffusion_steps", "prompts")
     root = Path(arguments.run_root)
     began = time.monotonic()
     for command in commands(arguments):

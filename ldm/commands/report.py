@@ -74,7 +74,7 @@ def story(path: Path) -> dict[str, Any]:
         "evaluated": parts.evaluated(path),
         "data": parts.data_card(config),
         "provenance": _provenance(path),
-        "config": file.read_text(encoding="utf-8") if file.is_file() else "",
+        "config": file.read_text("utf-8", "replace") if file.is_file() else "",
     }
 
 
@@ -112,7 +112,7 @@ def _settings(file: Path) -> dict[str, Any]:
 
     try:
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 

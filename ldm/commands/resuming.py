@@ -1,12 +1,51 @@
-"""Where a training continues, and whether starting it again can help."""
+"""Where a training begins or continues, and whether starting it again can help."""
 
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
 
 from ldm.runs.attempts import SAME_STEP, Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints, newest_good, tidy
-from ldm.runs.folder import RunFolder
+from ldm.runs.compare import recorded_data
+from ldm.runs.folder import RunFolder, make_folder
+from ldm.runs.lock import RunLock
 from ldm.runs.processes import restarts
+from ldm.runs.state import STATE
+
+
+@contextmanager
+def opened(folder: RunFolder) -> Iterator[None]:
+    """The run's folder, of which this process is the one writer. A folder that was made here goes
+    again where the start is refused before the training has begun."""
+    fresh = not folder.path.exists()
+    make_folder(folder)
+    with RunLock(folder.path):
+        try:
+            yield
+        except (ValueError, OSError):  # refusals; what dies otherwise is to be counted
+            if fresh and not (folder.path / STATE).exists():
+                shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+
+
+def refuse_other_data(
+    config: DictConfig, folder: RunFolder, hashes: Mapping[str, Any]
+) -> list[str]:
+    """A line to be told where the run goes on with other pictures than it began with; ValueError
+    unless `data.allow_change` says that it may."""
+    if recorded_data(folder.path) in ({}, hashes):
+        return []
+    if not config.data.allow_change:
+        raise ValueError(
+            f"data.train or data.val: other pictures than {folder.path} was trained on; put them "
+            "back, set data.allow_change=true to go on with these, or set name=ANOTHER"
+        )
+    return ["data: other pictures, as data.allow_change says"]
 
 
 def resume_point(folder: RunFolder, resume: str) -> Checkpoint | None:

@@ -12,12 +12,16 @@ PAUSE = 5  # seconds between two looks of --watch
 def add_parser(subparsers: Any) -> None:
     """The verb and its own verbs; without one it lists."""
     parser = subparsers.add_parser("runs", help="list, show, compare, repeat and clean up runs")
+    parser.set_defaults(root="runs", metric=[], sort="age")
     _add_listing(parser)
-    parser.set_defaults(root="runs")
     verbs = parser.add_subparsers(dest="action", metavar="ACTION")
-    listing = verbs.add_parser("list", help="one line a run, newest last (what `ldm runs` does)")
+    listing = verbs.add_parser(
+        "list",
+        help="one line a run, newest last (what `ldm runs` does)",
+        argument_default=argparse.SUPPRESS,  # what is not given stays as it was given before `list`
+    )
     listing.add_argument("root", nargs="?", default="runs", help="the folder of the runs")
-    _add_listing(listing, again=True)
+    _add_listing(listing)
     show = verbs.add_parser("show", help="all that is known of one run")
     show.add_argument("run")
     show.set_defaults(func=show_run)
@@ -36,25 +40,13 @@ def add_parser(subparsers: Any) -> None:
     clean.set_defaults(func=clean_runs)
 
 
-def _add_listing(parser: argparse.ArgumentParser, *, again: bool = False) -> None:
-    """With `again` what is not given stays as it was given before the action."""
-
-    def usual(value: Any) -> Any:
-        return argparse.SUPPRESS if again else value
-
-    parser.add_argument("--state", default=usual(None), help="only these, such as failed,stale")
-    parser.add_argument("--stage", default=usual(None), help="only this stage")
-    parser.add_argument(
-        "--match",
-        metavar="GLOB",
-        default=usual(None),
-        help="only names like this, such as 'emoji-*'",
-    )
-    parser.add_argument("--metric", action="append", default=usual([]), help="a column; repeatable")
-    parser.add_argument("--sort", default=usual("age"), help="name, step, age, state or a metric")
-    parser.add_argument(
-        "--watch", action="store_true", default=usual(False), help=f"again every {PAUSE} seconds"
-    )
+def _add_listing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", help="only these, such as failed,stale")
+    parser.add_argument("--stage", help="only this stage")
+    parser.add_argument("--match", metavar="GLOB", help="only names like this, such as 'emoji-*'")
+    parser.add_argument("--metric", action="append", help="a column; repeatable")
+    parser.add_argument("--sort", help="name, step, age, state or a metric")
+    parser.add_argument("--watch", action="store_true", help=f"again every {PAUSE} seconds")
     parser.set_defaults(func=list_runs)
 
 

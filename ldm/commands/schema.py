@@ -2,7 +2,7 @@
 
 conf/train.yaml, the stage's file and every choice of the groups that these name are the schema:
 a key that stands in none of them does not exist. A default gives its key the type; what a default
-cannot say (null, ???) stands in `TYPES`, what a type cannot say in `LEAST`.
+cannot say (null, ???) stands in `TYPES`, what a type cannot say in `NUMBERS`.
 """
 
 import re
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from omegaconf import OmegaConf
 
+from ldm.commands.arguments import COUNT, NOT_NEGATIVE, Range
 from ldm.commands.errors import CONF
 
 PRECISION = Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"]
@@ -40,7 +41,7 @@ TYPES: dict[str, Any] = {
     "evaluation.metrics": list[str],
     "evaluation.reference": list[str],
 }
-LEAST: dict[str, int | float] = {
+NUMBERS: dict[str, Range] = {
     **dict.fromkeys(
         [
             "image_size",
@@ -53,25 +54,28 @@ LEAST: dict[str, int | float] = {
             "checkpoint.keep_every",
             "spikes.factor",
             "spikes.patience",
+            "watchdog.factor",
             "evaluation.every",
             "evaluation.shown",
             "evaluation.batch_size",
             "latent.channels",
             "latent.size",
         ],
-        1,
+        COUNT,
     ),
     **dict.fromkeys(
         (
             "workers",
-            "seed",
+            "blocks.recompute_every",
             "evaluation.guidance",
             "text.width",
             "text.pooled_width",
         ),
-        0,
+        NOT_NEGATIVE,
     ),
-    "evaluation.prompts": 2,  # a covariance needs two pictures
+    "evaluation.prompts": Range(least=2),  # a covariance needs two pictures
+    "seed": Range(least=0, most=2**32 - 1),  # NumPy takes no more
+    "watchdog.least": Range(above=0),
 }
 
 
@@ -87,6 +91,22 @@ class Entry:
     def is_node(self) -> bool:
         """A mapping of further keys, or a constructor call."""
         return any(isinstance(default, Mapping) for default in self.defaults)
+
+    @property
+    def is_call(self) -> bool:
+        """A constructor call, whichever choice is taken."""
+        return any(isinstance(one, Mapping) and "_target_" in one for one in self.defaults)
+
+
+def required(stage: str) -> list[str]:
+    """What no training of the stage can do without: its parts, and the keys of its own files."""
+    own = {"train.yaml", f"stage/{stage}.yaml"}
+    return [
+        name
+        for name, entry in entries(stage).items()
+        if (name.isidentifier() or own.intersection(entry.files))
+        and name not in ("logger", "overfit", "lora")
+    ]
 
 
 def hint_of(key: str, entry: Entry) -> Any:

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.options import refuse_below
+
 SHOWN = 8  # places along the way
 
 
@@ -22,8 +24,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write compression.png, forward.png and denoising.png."""
-    if arguments.scale < 1:
-        raise ValueError(f"--scale {arguments.scale}: must be 1 or more")
+    refuse_below(arguments, 1, "scale")
 
     from PIL import Image as Pictures
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ldm.commands.options import refuse_below
+
 
 def add_parser(subparsers: Any) -> None:
     """The verb and its options."""
@@ -27,17 +29,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file, and say what it holds."""
     if (arguments.name is None) == (arguments.out is None):
         raise ValueError("give the statistics either a --name or a file with --out")
-    if arguments.keep < 0 or arguments.batch_size < 1 or arguments.size < 1:
-        raise ValueError("--keep must be 0 or more, --batch-size and --size 1 or more")
+    refuse_below(arguments, 1, "batch_size", "size")
+    refuse_below(arguments, 0, "keep", "workers")
     if arguments.out is not None and Path(arguments.out).suffix != ".safetensors":
         raise ValueError(f"--out {arguments.out}: name a file that ends in .safetensors")
 
-    import torch
-
+    from ldm.commands.drawing import device_of
     from ldm.metrics import reference_path, reference_statistics
 
     features = features_of(arguments.features)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device_of(arguments.device)
     batches = (images.to(device) for images in _pictures(arguments))
     reference = reference_statistics(features, batches, arguments.keep)
     path = Path(arguments.out) if arguments.out else reference_path(arguments.name)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.commands.child import ended
+from ldm.commands.options import refuse_below
+from ldm.runs.folder import run_folder
 from ldm.runs.signals import RETRY, SAVED
 
 ROOT = Path(__file__).parents[2]
@@ -45,9 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.commands.sweep_page import write_page
     from ldm.commands.sweep_space import opened, proposals
 
-    if arguments.trials < 1:
-        raise ValueError(f"--trials {arguments.trials}: must be 1 or more")
-    folder = Path(arguments.run_root) / arguments.name
+    refuse_below(arguments, 1, "trials")
+    folder = run_folder(arguments.run_root, arguments.name).path
     study = opened(arguments, folder)
     for number, settings in proposals(study, arguments):
         command = command_of(arguments, number, settings)

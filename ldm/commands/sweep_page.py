@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from optuna.trial import FrozenTrial, TrialState
 
 from ldm.commands.page import page
+from ldm.files import write_text
 
 ENOUGH = 5  # trials that ended well, before anything is said about what mattered
 
@@ -36,9 +37,7 @@ def write_page(study: Any, folder: Path) -> Path:
         ],
     }
     path = folder / "sweep.html"
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(page("sweep", study.study_name, story), encoding="utf-8")
-    draft.replace(path)
+    write_text(path, page("sweep", study.study_name, story))
     return path
 
 

@@ -1,12 +1,11 @@
 """What `train.py` does once the configuration is composed: check, build, train, say where."""
 
-import logging
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -21,15 +20,14 @@ from ldm.commands.composing import typed
 from ldm.commands.errors import FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
+from ldm.commands.placement import lacking
 from ldm.commands.plan import peak_of, training_cost
-from ldm.commands.resuming import hopeless, resume_point
+from ldm.commands.resuming import hopeless, opened, refuse_other_data, resume_point
 from ldm.commands.stale import remembered
 from ldm.data.errors import DataError
 from ldm.runs.attempts import Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints
-from ldm.runs.compare import recorded_data
-from ldm.runs.folder import RunFolder, make_folder, open_run, run_folder
-from ldm.runs.lock import RunLock
+from ldm.runs.folder import RunFolder, open_run, run_folder
 from ldm.runs.processes import check_address, job, job_end, rank, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
@@ -39,6 +37,7 @@ from ldm.training.callbacks import (
     StepProgress,
     StepRecord,
     Stopped,
+    UnmeasuredError,
     Watchdog,
     Work,
     WriteError,
@@ -47,10 +46,12 @@ from ldm.training.data import PictureDataModule
 from ldm.training.loggers import JsonLines, StepAxis, TensorBoard, introduce
 from ldm.training.nonfinite import NonFiniteError, Spikes
 
-logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
 warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the averages are, on purpose
 warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice
+
+
+DIED = 1  # of what another start, on another machine, may not die of
 
 
 def train(config: DictConfig, settings: Sequence[str] | None = None) -> int:
@@ -62,6 +63,12 @@ def train(config: DictConfig, settings: Sequence[str] | None = None) -> int:
     checked(config)
     check_address()
     folder = run_folder(config.run_root, config.name)
+    if lacks := lacking(config):
+        if not (job() and checkpoints(folder.path / "checkpoints")):
+            raise ValueError(lacks)
+        # Where it was trained before, a node is broken and not the configuration: to be requeued.
+        print(f"error: {lacks}; this run was trained elsewhere", file=sys.stderr)
+        return DIED
     stage = STAGES[config.stage_name](config)
     with open_dict(config):
         config.precision = precision_of(config.precision)
@@ -74,28 +81,19 @@ def train(config: DictConfig, settings: Sequence[str] | None = None) -> int:
     # Only now: the stage has filled in what the first stage and the text encoder decide.
     plain: Any = OmegaConf.to_container(config, resolve=True)
     module.configure_optimizers()  # a schedule that cannot be built is refused before anything is
-    if rank() == 0:
-        make_folder(folder)
+    callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
     facts = _facts(config, module, data)
-    only_one: AbstractContextManager[Any] = RunLock(folder.path) if rank() == 0 else nullcontext()
+    only_one = opened(folder) if rank() == 0 else nullcontext()
     with only_one:
         resumed = None
         if rank() == 0:  # the others are told when the training begins
-            other_data = recorded_data(folder.path) not in ({}, facts["data"])
-            if other_data and not config.data.allow_change:
-                raise ValueError(
-                    f"data.train or data.val: other pictures than {folder.path} was trained on; "
-                    "put them back, set data.allow_change=true to go on with these, or set "
-                    "name=ANOTHER"
-                )
-            notices = open_run(folder, plain, [sys.argv[0], *settings])
-            notices += ["data: other pictures, as data.allow_change says"] * other_data
+            notices = refuse_other_data(config, folder, facts["data"])
+            notices += open_run(folder, plain, [sys.argv[0], *settings])
             resumed = resume_point(folder, str(config.resume))
             for line in notices:
                 print(f"  changed  {line}, from step {resumed.step if resumed else 0} on")
             if hopeless(Attempts(folder.path), resumed):
                 return FAILED
-        callbacks = [_progress(config, folder, module), *stage.callbacks(folder, data)]
         trainer = _trainer(config, folder, callbacks, resumed)
         introduce(trainer, folder)
         if trainer.is_global_zero:
@@ -131,13 +129,13 @@ def _fit(
 ) -> int:
     """Train to the end, or say in one line why not; the exit code."""
     attempts, began = Attempts(folder.path), time.monotonic()
-    code, why = 1, ""
+    code, why = DIED, ""
     try:
         trainer.fit(module, datamodule=data)
         code = 0
     except Stopped as stop:
         code, why = _tell_stop(stop)
-    except (WriteError, NonFiniteError, DataError) as error:
+    except (WriteError, UnmeasuredError, NonFiniteError, DataError) as error:
         code, why = FAILED, str(error)
         _tell_failure(folder, trainer, why)
     except Exception as error:

@@ -17,6 +17,7 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from ldm import ranks
+from ldm.files import write_text
 from ldm.frozen.codec_tiles import in_tiles
 from ldm.models import Autoencoder
 from ldm.models.autoencoder import check_image
@@ -73,9 +74,7 @@ class LatentStatistics:
 
     def save(self, path: Path) -> None:
         """Write as JSON; the file is whole or not there."""
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        draft.replace(path)
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "LatentStatistics":

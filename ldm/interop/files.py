@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ldm.files import read_json
 from ldm.tensor_files import write_tensors
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -74,7 +75,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
             f"{path}: no such file; {folder} should be a folder that diffusers or transformers "
             "saved: names on the hub are not fetched, so download it and name the folder"
         )
-    config: dict[str, Any] = json.loads(path.read_text())
+    config: dict[str, Any] = read_json(path)
     return config
 
 
@@ -83,7 +84,7 @@ def read_folder_weights(folder: Path, stem: str = WEIGHTS) -> dict[str, Tensor]:
     index = folder / f"{stem}.safetensors.index.json"
     if index.is_file():
         state: dict[str, Tensor] = {}
-        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+        for shard in sorted(set(read_json(index)["weight_map"].values())):
             state |= read_weights(folder / shard)
         return state
     for suffix in (".safetensors", ".bin"):

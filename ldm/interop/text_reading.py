@@ -4,7 +4,6 @@ A pipeline's folder is used where it lies. What a checkpoint of Stability holds 
 folders that transformers reads.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import open_clip
 import torch
 from torch import Tensor
 
+from ldm.files import read_json
 from ldm.interop.files import read_config, read_weights, write_folder
 from ldm.interop.text import (
     END,
@@ -89,7 +89,7 @@ def _hub(
 def _longest(tokenizer: Path) -> int:
     """Tokens of a caption, as the tokenizer's settings say; CLIP's 77 where they do not."""
     path = tokenizer / "tokenizer_config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
+    settings = read_json(path) if path.is_file() else {}
     return int(settings.get("model_max_length", 77))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from ldm.files import read_text, write_text
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _SECRET = re.compile(r"(^|_)(token|secret|password|api_?key)$", re.IGNORECASE)
 
@@ -98,7 +100,7 @@ class RunFolder:
                 f"{self.path}: not a run folder (no config.yaml); name a folder that train.py wrote"
             )
         try:
-            return yaml.safe_load(self.config_file.read_text())
+            return yaml.safe_load(read_text(self.config_file))
         except yaml.YAMLError as error:
             said = " ".join(str(error).split())
             raise ValueError(
@@ -170,26 +172,31 @@ def make_folder(folder: RunFolder) -> None:
         ) from None
 
 
+def refuse_other_settings(folder: RunFolder, config: Mapping[str, Any]) -> list[str]:
+    """The settings that differ from the run's, if it is there, and would be applied, a line each.
+    ValueError where others differ too: that is another experiment."""
+    if not folder.config_file.exists():
+        return []
+    different = differences(folder.config(), config)
+    changed = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if matters(k)]
+    if changed:
+        raise ValueError(
+            f"run folder {folder.path} holds another configuration ({', '.join(changed[:5])}); "
+            "set name=ANOTHER for a new run, or take these settings back to continue it"
+        )
+    return [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if _under(k, APPLIED)]
+
+
 def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> list[str]:
     """Create the folder, or join it when it holds the same experiment, and record where the run
     comes from. Returns the settings that differ and are applied from now on, a line each.
     ValueError when it holds another experiment or cannot be written."""
     make_folder(folder)
-    notices = []
-    if folder.config_file.exists():
-        different = differences(folder.config(), config)
-        notices = [f"{k}: {a!r} -> {b!r}" for k, (a, b) in different.items() if _under(k, APPLIED)]
-        changed = {k: v for k, v in different.items() if matters(k)}
-        if changed:
-            listed = ", ".join(f"{k}: {a!r} -> {b!r}" for k, (a, b) in list(changed.items())[:5])
-            raise ValueError(
-                f"run folder {folder.path} holds another configuration ({listed}); "
-                "set name=ANOTHER for a new run, or take these settings back to continue it"
-            )
+    notices = refuse_other_settings(folder, config)
     masked = {
         key: "***" if value and _SECRET.search(key) else value for key, value in config.items()
     }
-    _replace(folder.config_file, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
+    write_text(folder.config_file, yaml.safe_dump(masked, sort_keys=False, allow_unicode=True))
     record = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": argv,
@@ -204,7 +211,7 @@ def open_run(folder: RunFolder, config: Mapping[str, Any], argv: list[str]) -> l
     with (folder.path / "provenance.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
     if diff:
-        _replace(folder.path / "uncommitted.diff", diff)
+        write_text(folder.path / "uncommitted.diff", diff)
     return notices
 
 
@@ -221,9 +228,3 @@ def _git() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "diff": git("diff", "HEAD")}
     except FileNotFoundError:  # no git on this machine
         return {"commit": "", "diff": ""}
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

@@ -103,6 +103,14 @@ class RunLock:
             return ""
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a training holds the folder, or did until it fell silent a moment ago."""
+    try:
+        return time.time() - (folder / "lock").stat().st_mtime < DEAD
+    except OSError:
+        return False
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.files import write_text
+
 STATES = ("running", "finished", "interrupted", "failed", "stale", "unknown")
 PULSE = 30.0  # seconds between beats
 SILENCE = 150.0  # without a beat for so long, a run is not running
@@ -118,6 +120,4 @@ def _beat(path: Path, stop: threading.Event) -> None:
 
 
 def _write(folder: Path, record: Mapping[str, Any]) -> None:
-    draft = folder / f".{STATE}.{os.getpid()}"
-    draft.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    draft.replace(folder / STATE)
+    write_text(folder / STATE, json.dumps(record) + "\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ldm.runs.checkpoints import checkpoints
+from ldm.runs.lock import in_use
 from ldm.runs.table import Row
 
 
@@ -35,7 +36,18 @@ def leftovers(row: Row) -> Iterator[tuple[Path, str]]:
     if row.state.name in ("failed", "interrupted") and not checkpoints(folder):
         yield row.path, f"{row.state.name} before its first checkpoint"
         return
+    if row.state.name == "unknown" and _never_began(row.path):
+        yield row.path, "a start that ended before its training began"
+        return
     for draft in sorted(folder.glob(".draft-*")):
         yield draft, "a checkpoint that was never finished"
     if (folder / "corrupt").is_dir():
         yield folder / "corrupt", "damaged checkpoints"
+
+
+def _never_began(run: Path) -> bool:
+    """Whether train.py made the folder, nothing was trained in it, and nobody is about to: others
+    (`ldm import`, `ldm export`) write folders with a config.yaml too."""
+    made_here = (run / "provenance.jsonl").is_file() or (run / "attempts.jsonl").is_file()
+    trained = (run / "metrics.jsonl").is_file() or checkpoints(run / "checkpoints")
+    return made_here and not trained and not in_use(run)

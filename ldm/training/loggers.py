@@ -18,6 +18,7 @@ from PIL import Image as Pictures
 from torch.utils.tensorboard.summary import hparams
 from torchvision.transforms.functional import pil_to_tensor
 
+from ldm.files import write_text
 from ldm.runs.folder import RunFolder, flatten
 
 _DIFF = 20_000  # characters of the uncommitted changes that are told
@@ -200,6 +201,4 @@ class JsonLines(Logger):
                 kept.append(line + "\n")
             if told["step"] == after:
                 self._known |= set(told)
-        draft = self.path.with_name(f".{self.path.name}")
-        draft.write_text("".join(kept))
-        draft.replace(self.path)
+        write_text(self.path, "".join(kept))

@@ -1,12 +1,16 @@
 """Sixty planted mistakes, each refused by its key and with a remedy before anything is built, and
 every shipped experiment and choice passes."""
 
+import json
+
 import pytest
+from omegaconf import OmegaConf
 
 from ldm.commands.check import checked
 from ldm.commands.composing import choices, composed
 from ldm.commands.errors import CONF, explain
 from ldm.commands.fitting import plan
+from ldm.runs.folder import open_run, run_folder
 
 AUTOENCODER, DIFFUSION, CLIP = ("emoji/autoencoder", "emoji/diffusion", "emoji/clip")
 
@@ -114,6 +118,29 @@ MISTAKES = [
     (DIFFUSION, "module.condition_dropout=1.0", "module.condition_dropout", "less than 1"),
     (DIFFUSION, "evaluation.prompts=1", "evaluation.prompts", "at least 2"),
     (DIFFUSION, "backbone.channels=[0,32]", "backbone.channels", "at least 1"),
+    (AUTOENCODER, "seed=99999999999999999999", "seed", "at most 4294967295"),
+    (AUTOENCODER, "watchdog.factor=-1", "watchdog.factor", "at least 1"),
+    (AUTOENCODER, "watchdog.least=nan", "watchdog.least", "more than 0"),
+    (AUTOENCODER, "blocks.recompute_every=-1", "blocks.recompute_every", "at least 0"),
+    # where it runs
+    (AUTOENCODER, "trainer.devices=0", "trainer.devices=0", "1 or more"),
+    (AUTOENCODER, "trainer=cpu trainer.devices=-1", "trainer.devices=-1", "1 or more"),
+    (AUTOENCODER, "trainer.devices=many", "trainer.devices=many", "set auto"),
+    (AUTOENCODER, "trainer.accelerator=banana", "trainer.accelerator=banana", "gpu"),
+    (AUTOENCODER, "+trainer.strategy=nonsense", "trainer.strategy=nonsense", "trainer=ddp"),
+    (AUTOENCODER, "+trainer.precision=16-mixed", "trainer.precision", "set precision"),
+    # what is taken out, and what is no name
+    (AUTOENCODER, "~module", "module", "~module away"),
+    (CLIP, "~clip", "clip", "~clip away"),
+    (CLIP, "~checkpoint.keep", "checkpoint.keep", "~checkpoint.keep away"),
+    (CLIP, "name=???", "name: not set", "set name=VALUE"),
+    (AUTOENCODER, "checkpoint=null", "checkpoint=null", "checkpoint.KEY=VALUE"),
+    (AUTOENCODER, "module=null", "module=null", "module.KEY=VALUE"),
+    (AUTOENCODER, "module.optimizer=null", "module.optimizer=null", "Callable"),
+    (AUTOENCODER, "~autoencoder", "autoencoder: nothing says", "autoencoder=NAME"),
+    (CLIP, "~evaluation.every", "evaluation.every", "set evaluation.every=VALUE"),
+    (AUTOENCODER, "checkpoint.best=typo", "checkpoint.best=typo", "such as val/loss"),
+    (AUTOENCODER, "name=ü", "name=ü", "'KEY=\"VALUE\"'"),
     # targets and parts in the wrong place
     (DIFFUSION, "backbone._target_=ldm.models.Unet", "backbone._target_", "'UNet'"),
     (DIFFUSION, "backbone._target_=os.system", "backbone._target_", "ldm."),
@@ -168,12 +195,12 @@ def verdict(experiment, *overrides):
         config = composed([f"experiment={experiment}", *overrides])
         checked(config)
         list(plan(config))
-    except (ValueError, FileNotFoundError) as error:
-        return str(error)
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
-            raise
-        return explain(error, [f"experiment={experiment}", *overrides])
+        if type(error).__module__.split(".")[0] in ("hydra", "omegaconf"):
+            return explain(error, [f"experiment={experiment}", *overrides])
+        if isinstance(error, ValueError | FileNotFoundError):
+            return str(error)
+        raise
     return None
 
 
@@ -254,6 +281,27 @@ def test_a_plan_says_what_is_missing_and_what_it_measured():
         plan(composed(["experiment=emoji/autoencoder", "autoencoder=kl_f8", "image_size=64"]))
     )
     assert lines["latents"].startswith("4x8x8, 48 times")
+
+
+def test_a_run_that_is_there_is_compared_with(tmp_path):
+    own = ["autoencoder=tiny", "image_size=32", f"run_root={tmp_path}", "name=there"]
+    config = composed([f"experiment={AUTOENCODER}", *own, "precision=32-true"])
+    open_run(run_folder(str(tmp_path), "there"), OmegaConf.to_container(config, resolve=True), [])
+    assert verdict(AUTOENCODER, *own, "precision=32-true", "log_every=7") is None
+    assert "seed: 0 -> 4" in verdict(AUTOENCODER, *own, "precision=32-true", "seed=4")
+    assert "precision" in verdict(AUTOENCODER, *own, "precision=bf16-mixed")
+    rate = composed(
+        [f"experiment={AUTOENCODER}", *own, "precision=32-true", "module.optimizer.lr=0.5"]
+    )
+    assert dict(plan(rate))["changed"] == "module.optimizer.lr: 0.003 -> 0.5"
+    facts = {"facts": {"data": {"train": "others", "val": "others"}}}
+    (tmp_path / "there" / "state.json").write_text(json.dumps(facts))
+    assert "other pictures" in verdict(AUTOENCODER, *own, "precision=32-true")
+
+
+def test_what_this_machine_lacks_is_a_thing_to_do_first():
+    lines = plan(composed([f"experiment={AUTOENCODER}", "trainer.accelerator=tpu"]))
+    assert "trainer.accelerator=tpu" in dict(lines)["first"]
 
 
 def test_the_checks_leave_no_folder(tmp_path, monkeypatch):

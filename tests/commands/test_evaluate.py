@@ -134,11 +134,22 @@ def test_a_sweep_is_every_combination():
             settings_of(Namespace(sweep=[wrong], **own))
 
 
-def test_prompts_are_spread_over_the_captions_and_repeated():
+def test_prompts_are_spread_over_the_captions_and_repeated(capsys):
     captions = [str(number) for number in range(10)]
     asked = Namespace(prompts=None, samples=5, per_prompt=2)
     data = Namespace(captions=lambda: captions)
     assert prompts_of(asked, lambda: data) == ["0", "0", "2", "2", "4", "4", "6", "6", "8", "8"]
+    assert capsys.readouterr().err == ""
+    asked = Namespace(prompts=None, samples=10_000, per_prompt=1)
+    assert prompts_of(asked, lambda: data) == captions
+    assert "--samples 10000, but data.val has 10 captions" in capsys.readouterr().err
+
+
+def test_grids_and_trajectories_of_samples_are_no_pictures_of_a_set(tmp_path):
+    names = ("000000.png", "000003.png", "grid.png", "grid-000003.png", "000003-trajectory.png")
+    for name in (*names, ".000004.png.77"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
+    assert [path.name for path in open_folder(tmp_path).files] == ["000000.png", "000003.png"]
 
 
 def row(guidance, distance, score, steps=5, sampler="DDIM"):

@@ -1,12 +1,13 @@
 """What the gallery draws is what `ldm sample` draws; the pictures of `ldm stages`."""
 
 import argparse
+import socket
 
 import pytest
 from miniature import first_stage, second_stage
 from PIL import Image
 
-from ldm.commands import sample, stages
+from ldm.commands import gallery, sample, stages
 from ldm.commands.gallery_drawing import FAVOURITES, Studio
 from ldm.commands.gallery_wish import Wish
 
@@ -34,6 +35,30 @@ def options(add_parser, *words):
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     return parser.parse_args([str(word) for word in words])
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--port", 99999), "--port 99999: set 1 to 65535"),
+        (("--port", -1), "--port -1: set 1 to 65535"),
+        (("--host", "a..b"), "--host a..b: no such address"),
+    ],
+)
+def test_a_place_that_cannot_be_is_named(words, named):
+    arguments = options(gallery.add_parser, "gallery", "a-run", *words)
+    with pytest.raises(ValueError, match=named):
+        gallery.run(arguments)
+
+
+def test_a_port_that_is_taken_is_named(root):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = options(gallery.add_parser, "gallery", root / "second", "--port", port)
+        with pytest.raises(ValueError, match=f"--port {port}: .*in use; set another"):
+            gallery.run(arguments)
 
 
 def test_a_picture_forms_step_by_step_into_what_sample_draws(root, studio, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,22 @@ def test_only_what_was_listed_is_deleted(ldm, three):
     assert ldm("runs", "clean", "--yes")[0] == 0
     assert sorted(path.name for path in three.iterdir()) == ["high", "low"]
     assert "nothing to clean up" in ldm("runs", "clean")[1]
+
+
+@pytest.mark.usefixtures("three")
+def test_a_start_that_never_trained_is_listed_and_what_others_wrote_is_not(ldm, three):
+    for name in ("refused", "starting", "exported"):
+        (three / name).mkdir()
+        (three / name / "config.yaml").write_text("stage_name: clip\n")
+    for name in ("refused", "starting"):
+        (three / name / "provenance.jsonl").write_text("{}\n")
+    (three / "starting" / "lock").write_text("{}")
+    said = ldm("runs", "clean")[1]
+    listed = [line.split()[0] for line in said.splitlines() if line.startswith("runs/")]
+    assert sorted(listed) == ["runs/broken", "runs/refused"]
+    then = time.time() - 3600
+    os.utime(three / "starting" / "lock", (then, then))
+    assert "runs/starting  (a start that ended" in ldm("runs", "clean")[1]
 
 
 @pytest.mark.filterwarnings("default")  # Lightning's remarks, which train.py keeps from users

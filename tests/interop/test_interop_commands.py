@@ -359,3 +359,19 @@ def test_low_rank_layers_need_weights_to_adapt() -> None:
     config = {"backbone": {"_target_": "ldm.models.UNet", **SHAPE}, "lora": LORA}
     with pytest.raises(ValueError, match=r"set backbone\.init=PATH, or lora=none"):
         backbone_to_train(OmegaConf.create(config))
+
+
+def test_what_fails_half_way_leaves_nothing(
+    pipeline: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "model_card", full)
+    monkeypatch.setattr(importing, "_write_diffusion", full)
+    for command, verb, source in ((export, "export", trained), (importing, "import", pipeline)):
+        arguments = parsed(command, verb, str(source), str(tmp_path / "out"))
+        with pytest.raises(OSError, match="No space"):
+            arguments.func(arguments)
+        assert not (tmp_path / "out").exists()
+        assert not list(tmp_path.glob(".out*"))

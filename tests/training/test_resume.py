@@ -219,12 +219,6 @@ def test_the_best_step_stays_and_is_the_same_after_an_interruption(root, monkeyp
     assert best_of(root / "best-stopped" / "checkpoints") == best
 
 
-def test_a_number_that_is_not_measured_cannot_be_the_best_and_is_told_of(root):
-    with pytest.warns(UserWarning, match=r"checkpoint\.best=val/nothing: not measured; set one of"):
-        assert run(root, "best-unknown", FIRST + " checkpoint.best=val/nothing") == 0
-    assert best_of(root / "best-unknown" / "checkpoints") is None
-
-
 def broken(monkeypatch, steps):
     """The gradients of these steps are not finite."""
     ordinary = UNBROKEN

@@ -1,7 +1,12 @@
 """What happens beside the training step."""
 
 from ldm.training.callbacks.blocks import Blocks
-from ldm.training.callbacks.checkpointing import Checkpointing, Stopped, WriteError
+from ldm.training.callbacks.checkpointing import (
+    Checkpointing,
+    Stopped,
+    UnmeasuredError,
+    WriteError,
+)
 from ldm.training.callbacks.pictures import Reconstructions, SampleQuality
 from ldm.training.callbacks.progress import StepProgress, Work
 from ldm.training.callbacks.record import StepRecord
@@ -17,6 +22,7 @@ __all__ = [
     "StepProgress",
     "StepRecord",
     "Stopped",
+    "UnmeasuredError",
     "Watchdog",
     "Work",
     "WriteError",

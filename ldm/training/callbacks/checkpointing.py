@@ -26,6 +26,10 @@ class Stopped(Exception):
         self.signal, self.step, self.saved = signal, step, saved
 
 
+class UnmeasuredError(RuntimeError):
+    """The number by which the best step is told is measured by nobody."""
+
+
 class WriteError(RuntimeError):
     """Checkpoints could not be written, too often in a row."""
 
@@ -69,6 +73,7 @@ class Checkpointing(L.Callback):
         self._lowest = math.inf
         self._validated = False
         self._unfinished_evaluation = False
+        self._began = 0
         self._agreement: Agreement
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -88,6 +93,7 @@ class Checkpointing(L.Callback):
         """From here on signals are waited with; a validation that was broken off is repeated."""
         stop_signals.install()  # Lightning has put its own handlers there
         stop_signals.training = True
+        self._began = trainer.global_step
         # Its exchange would make the host wait for the device in every step.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         if self._unfinished_evaluation:
@@ -101,6 +107,9 @@ class Checkpointing(L.Callback):
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if (ready - 1) % trainer.accumulate_grad_batches:
             return
+        if unmeasured := self._unmeasured(trainer):
+            self.write(trainer, module)
+            raise UnmeasuredError(unmeasured)
         best = self._new_best(trainer)
         told = self._agreement.tell(self._news())
         if told >= _FAILED:
@@ -169,15 +178,26 @@ class Checkpointing(L.Callback):
         self.writer.look()
         return _FAILED if self.writer.failures >= self.patience else stop_signals.received
 
+    def _unmeasured(self, trainer: L.Trainer) -> str | None:
+        """After the first validation, why no later one will tell the best step either."""
+        # A validation that is repeated where the training goes on draws no samples.
+        validated = self._validated and trainer.global_step > self._began
+        if self.best is None or not validated or self._lowest < math.inf:
+            return None
+        if self.best.removeprefix("-") in trainer.callback_metrics:
+            return None
+        judging = ("val/", "sample/", "reconstruction/")
+        there = ", ".join(n for n in sorted(trainer.callback_metrics) if n.startswith(judging))
+        return f"checkpoint.best={self.best}: not measured; set null or one of: {there}"
+
     def _new_best(self, trainer: L.Trainer) -> Best | None:
         """What was just validated, if it is better than all before; the same on every rank."""
         if self.best is None or not self._validated:
             return None
         self._validated = False
         name = self.best.removeprefix("-")
-        if name not in trainer.callback_metrics:
-            there = ", ".join(sorted(trainer.callback_metrics))
-            rank_zero_warn(f"checkpoint.best={self.best}: not measured; set one of: {there}")
+        if name not in trainer.callback_metrics:  # though it has been, once
+            rank_zero_warn(f"checkpoint.best={self.best}: not measured at {trainer.global_step}")
             return None
         sign = -1.0 if self.best.startswith("-") else 1.0
         value = trainer.strategy.broadcast(sign * float(trainer.callback_metrics[name]))

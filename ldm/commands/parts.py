@@ -278,6 +278,11 @@ def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffus
     expect_stage(folder, config, "diffusion")
     checkpoint = checkpoint_named(Path(target)) or newest(folder)
     place = first_stage or config.first_stage
+    if not Path(place).exists():
+        raise FileNotFoundError(
+            f"{place} is not there, the first stage of {folder.path}: say where it is with "
+            "--first-stage"
+        )
     codec = load_codec(place)
     refuse_other_first_stage(
         folder.path,

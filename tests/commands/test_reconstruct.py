@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageChops
 
 from ldm.commands import reconstruct
+from ldm.commands.parts import load_diffusion
 from ldm.interop.first_stage import FirstStage, write_first_stage
 from ldm.models import LPIPS
 from ldm.runs.checkpoints import STATE, write_checkpoint
@@ -151,6 +152,14 @@ def test_tiles_are_given_in_pixels(run):
         made_by(run, "--tile", 128, "--tile-passes", 0)
     with pytest.raises(ValueError, match="--tile-passes 2: there are no tiles; add --tile"):
         made_by(run, "--tile-passes", 2)
+
+
+def test_a_first_stage_that_has_moved_is_asked_for(run):
+    second = miniature.second_stage(run.parent, steps=(1,))
+    run.rename(run.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=r"first is not there, the first stage of .*second"):
+        load_diffusion(str(second))
+    assert load_diffusion(str(second), str(run.with_name("elsewhere"))).checkpoint.step == 1
 
 
 def test_what_is_no_first_stage_is_refused_without_a_key_that_nobody_typed(run):

@@ -126,7 +126,8 @@ class ValidationBatches:
 
     def _rows(self, step: int) -> tuple[Rows, NDArray[np.bool_]]:
         """And which of them only they hold."""
-        which = int(np.searchsorted(self._steps, step, side="right")) - 1
+        # What is fetched ahead asks for steps behind the last one: they hold nothing.
+        which = min(int(np.searchsorted(self._steps, step, side="right")), len(self._shaped)) - 1
         shape, samples = self._shaped[which]
         first = (step - int(self._steps[which])) * self.stride
         here = np.asarray(samples[first : first + self.stride], np.int64)

@@ -140,7 +140,7 @@ MISTAKES = [
     (AUTOENCODER, "~autoencoder", "autoencoder: nothing says", "autoencoder=NAME"),
     (CLIP, "~evaluation.every", "evaluation.every", "set evaluation.every=VALUE"),
     (AUTOENCODER, "checkpoint.best=typo", "checkpoint.best=typo", "such as val/loss"),
-    (AUTOENCODER, "name=ü", "name=ü", "'KEY=\"VALUE\"'"),
+    (AUTOENCODER, "name=ü", "name=ü", "write 'name=\"ü\"'"),
     # targets and parts in the wrong place
     (DIFFUSION, "backbone._target_=ldm.models.Unet", "backbone._target_", "'UNet'"),
     (DIFFUSION, "backbone._target_=os.system", "backbone._target_", "ldm."),

@@ -86,4 +86,4 @@ def test_accuracy_is_the_share_of_patches_told_right() -> None:
     nn.init.zeros_(network.bias)
     image, made = torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
     made[..., 0] = -1
-    assert float(CriticLoss(network, Hinge()).caught(image, made).accuracy) == 0.75
+    assert float(CriticLoss(network, Hinge()).caught(image, made).opinion.accuracy) == 0.75

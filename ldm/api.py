@@ -21,9 +21,9 @@ from ldm.commands.drawing import as_trained, device_of
 from ldm.commands.errors import explain
 from ldm.commands.first_stage import load_codec as _load_codec
 from ldm.commands.fitting import plan
-from ldm.commands.parts import load_diffusion
 from ldm.commands.reconstruct import read_picture as _read_picture
 from ldm.commands.train import train as _train
+from ldm.commands.trained import load_diffusion
 from ldm.frozen import LatentCodec
 from ldm.generate import TextToImage
 from ldm.runs.folder import run_folder

@@ -16,8 +16,8 @@ from torch.nn import functional
 from ldm.diffusion import Denoiser, Guidance, Guided, Keeping, Sampler, Start, Thresholded, Watched
 from ldm.diffusion.denoiser import Watch
 from ldm.files import drafted
+from ldm.frozen import LatentCodec
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.codec import LatentCodec
 from ldm.frozen.spatial import BroughtBeside
 from ldm.types import Condition, Image, Latent, draws_for_seeds
 

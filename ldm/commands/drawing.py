@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ldm.commands.building import build
 from ldm.commands.choices import choice, sampler_node
 from ldm.commands.options import Asked
-from ldm.commands.parts import TrainedDiffusion, autocast_dtype, load_diffusion
+from ldm.commands.parts import autocast_dtype
+from ldm.commands.trained import TrainedDiffusion, load_diffusion
 from ldm.diffusion import Denoiser, Guidance, Sampler
 from ldm.frozen.spatial import BroughtBeside
 from ldm.generate import TextToImage

@@ -1,7 +1,7 @@
 """What a person sees when something is refused: one line, and an exit code that means something.
 
-0 done, 2 refused before anything was trained (configuration, data, files), 3 failed in training,
-130 ended by Ctrl-C.
+0 done, 1 died of what another start may not die of, 2 refused before anything was trained
+(configuration, data, files), 3 failed in training, 130 ended by Ctrl-C.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REFUSED, FAILED = 2, 3
+DIED, REFUSED, FAILED = 1, 2, 3
 INTERRUPTED = 130  # as a shell has it
 CONF = Path(__file__).parents[2] / "conf"
 

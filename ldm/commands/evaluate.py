@@ -132,7 +132,7 @@ def _run_rows(
         data_of,
         named_references,
     )
-    from ldm.commands.parts import load_diffusion
+    from ldm.commands.trained import load_diffusion
     from ldm.metrics import MetricGroup
 
     trained = load_diffusion(arguments.target, arguments.first_stage)

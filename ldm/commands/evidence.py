@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ldm.commands.evidence_claims import claims
     from ldm.commands.evidence_page import markdown, page
     from ldm.commands.evidence_subject import Subject
-    from ldm.commands.parts import load_diffusion
+    from ldm.commands.trained import load_diffusion
 
     device = device_of(arguments.device)
     trained = load_diffusion(arguments.target, arguments.first_stage)

@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.steps < 2:
         raise ValueError(f"--steps {arguments.steps}: a chain has two ends; give 2 or more")
 
-    from ldm.commands.parts import load_diffusion
     from ldm.commands.reconstruct import read_picture
+    from ldm.commands.trained import load_diffusion
 
     trained = load_diffusion(arguments.run, arguments.first_stage)
     image = read_picture(Path(arguments.image), trained.config.image_size)

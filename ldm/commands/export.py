@@ -78,7 +78,7 @@ def _autoencoder(arguments: argparse.Namespace, out: Path) -> str:
 def _diffusion(arguments: argparse.Namespace, out: Path) -> str:
     from omegaconf import OmegaConf
 
-    from ldm.commands.parts import load_diffusion
+    from ldm.commands.trained import load_diffusion
     from ldm.interop.compvis_writing import write_compvis
     from ldm.interop.pipelines import Parts, write_pipeline
     from ldm.interop.schedulers import Described

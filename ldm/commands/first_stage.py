@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ldm.commands.building import build
 from ldm.commands.weights import averaged, newest, own_tensors
-from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
+from ldm.frozen import LatentCodec, LatentStatistics, fingerprint
 from ldm.interop.reading import holds_models, read_autoencoder
 from ldm.models import Autoencoder
 from ldm.runs.checkpoints import Checkpoint

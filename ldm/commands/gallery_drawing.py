@@ -15,7 +15,7 @@ from ldm.commands.choices import choice
 from ldm.commands.drawing import text_to_image
 from ldm.commands.errors import choices_of
 from ldm.commands.gallery_wish import Glimpse, Wish
-from ldm.commands.parts import load_diffusion
+from ldm.commands.trained import load_diffusion
 from ldm.generate import save_png, to_picture
 from ldm.runs.checkpoints import checkpoints
 from ldm.runs.folder import RunFolder

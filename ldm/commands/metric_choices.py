@@ -15,7 +15,7 @@ from ldm.commands.choices import choice
 from ldm.commands.first_stage import load_codec
 from ldm.data import LatentData, all_pictures, posterior_of, validation_batches
 from ldm.data.loading import Data
-from ldm.frozen.codec import LatentCodec
+from ldm.frozen import LatentCodec
 from ldm.metrics import Features, Reference, load_reference, reference_statistics
 from ldm.training.data import PictureDataModule
 from ldm.types import Posterior

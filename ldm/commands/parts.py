@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,37 +11,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ldm.commands.building import build
-from ldm.commands.first_stage import (
-    LATENTS,
-    expect_stage,
-    kept_statistics,
-    load_autoencoder,
-    load_codec,
-)
+from ldm.commands.first_stage import LATENTS, kept_statistics, load_autoencoder, load_codec
 from ldm.commands.metric_choices import in_run_metrics
 from ldm.commands.picture_sizes import refuse_pictures, refuse_undivided, sizes_in
-from ldm.commands.stale import (
-    refuse_other_first_stage,
-    refuse_other_latents,
-    refuse_other_text,
-    refuse_to_continue,
-)
+from ldm.commands.stale import refuse_other_latents, refuse_other_text, refuse_to_continue
 from ldm.commands.text import refuse_unheard_sizes, text_encoder
-from ldm.commands.weights import (
-    averaged,
-    backbone_to_train,
-    newest,
-    start,
-    trained_backbone,
-)
+from ldm.commands.weights import backbone_to_train, newest, start
 from ldm.data import LatentData, all_pictures, valid_pictures
-from ldm.diffusion import Denoiser
+from ldm.frozen import LatentCodec
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.clip import Clip, save_clip
-from ldm.frozen.codec import LatentCodec
 from ldm.metrics import MetricGroup
 from ldm.models import Autoencoder
-from ldm.runs.checkpoints import Checkpoint, checkpoint_named, run_named
 from ldm.runs.folder import RunFolder
 from ldm.training.autoencoder import AutoencoderModule, latent_statistics
 from ldm.training.callbacks import LossByTime, Reconstructions, SampleQuality
@@ -255,51 +235,6 @@ STAGES: dict[str, Callable[[DictConfig], Stage]] = {
     "autoencoder": AutoencoderStage,
     "diffusion": DiffusionStage,
 }
-
-
-@dataclass(frozen=True)
-class TrainedDiffusion:
-    """What sampling needs of a finished (or still running) second stage."""
-
-    folder: RunFolder
-    config: DictConfig
-    checkpoint: Checkpoint
-    denoiser: Denoiser
-    codec: LatentCodec
-    captions: CaptionEncoder
-
-
-def load_diffusion(target: str, first_stage: str | None = None) -> TrainedDiffusion:
-    """The averaged network of a run's newest checkpoint or of the one that is named, with its
-    codec and text encoder; ValueError for another first stage than it was trained with, be it the
-    run's own place or `first_stage`. Another decoder is none."""
-    folder = RunFolder(run_named(Path(target)))
-    config = OmegaConf.create(folder.config())
-    expect_stage(folder, config, "diffusion")
-    checkpoint = checkpoint_named(Path(target)) or newest(folder)
-    place = first_stage or config.first_stage
-    if not Path(place).exists():
-        raise FileNotFoundError(
-            f"{place} is not there, the first stage of {folder.path}: say where it is with "
-            "--first-stage"
-        )
-    codec = load_codec(place)
-    refuse_other_first_stage(
-        folder.path,
-        codec.statistics,
-        f"--first-stage {place}" if first_stage else f"first_stage={place}",
-        "name it, or one with its encoder (module.freeze_encoder=true), with --first-stage",
-    )
-    network = trained_backbone(config, averaged(checkpoint))
-    objective = build(config.diffusion, "diffusion")
-    return TrainedDiffusion(
-        folder,
-        config,
-        checkpoint,
-        objective.denoiser(network.eval().requires_grad_(False)),
-        codec,
-        text_encoder(config),
-    )
 
 
 def spread(items: list[str], count: int) -> list[str]:

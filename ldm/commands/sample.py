@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from ldm.commands.drawing import text_to_image
-    from ldm.commands.parts import load_diffusion
+    from ldm.commands.trained import load_diffusion
     from ldm.commands.trajectory import Trajectory, save_trajectory
     from ldm.generate import grid, save_png, to_picture
 

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from PIL import Image as Pictures
 
-    from ldm.commands.parts import load_diffusion
+    from ldm.commands.trained import load_diffusion
     from ldm.generate import save_png
 
     trained = load_diffusion(arguments.run, arguments.first_stage)

@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ldm.data import LatentData, ShardData
+from ldm.frozen import LatentCodec, LatentStatistics
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.codec import LatentCodec, LatentStatistics
 from ldm.runs.folder import run_folder
 from ldm.runs.state import read_state
 

@@ -2,9 +2,8 @@
 
 import sys
 import time
-import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,23 +11,23 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
 
 from ldm.commands.building import build
 from ldm.commands.check import checked
 from ldm.commands.composing import typed
-from ldm.commands.errors import FAILED, REFUSED
+from ldm.commands.errors import DIED, FAILED, REFUSED
 from ldm.commands.fitting import fit
 from ldm.commands.parts import STAGES, Stage, precision_of
 from ldm.commands.placement import lacking
 from ldm.commands.plan import peak_of, training_cost
 from ldm.commands.resuming import hopeless, opened, refuse_other_data, resume_point
 from ldm.commands.stale import remembered
+from ldm.commands.train_words import announce, conclude, tell_crash, tell_failure, tell_stop
 from ldm.data.errors import DataError
 from ldm.runs.attempts import Attempts
 from ldm.runs.checkpoints import Checkpoint, checkpoints
 from ldm.runs.folder import RunFolder, open_run, run_folder
-from ldm.runs.processes import check_address, job, job_end, rank, watched_by_lightning
+from ldm.runs.processes import check_address, job, rank, watched_by_lightning
 from ldm.runs.signals import RETRY, SAVED, stop_signals
 from ldm.runs.state import recorded
 from ldm.training.callbacks import (
@@ -49,9 +48,6 @@ from ldm.training.nonfinite import NonFiniteError, Spikes
 warnings.filterwarnings("ignore", r".*LeafSpec.*deprecated")  # Lightning's own, with torch 2.15
 warnings.filterwarnings("ignore", r".*module\(s\) in eval mode")  # the averages are, on purpose
 warnings.filterwarnings("ignore", ".*does not have many workers")  # `workers` is the user's choice
-
-
-DIED = 1  # of what another start, on another machine, may not die of
 
 
 def train(config: DictConfig, settings: Sequence[str] | None = None) -> int:
@@ -97,7 +93,7 @@ def train(config: DictConfig, settings: Sequence[str] | None = None) -> int:
         trainer = _trainer(config, folder, callbacks, resumed)
         introduce(trainer, folder)
         if trainer.is_global_zero:
-            _announce(config, settings, folder, trainer, module, data, resumed)
+            announce(config, settings, folder, trainer, module, data, resumed)
         with recorded(folder.path, facts, writes=rank() == 0) as outcome:
             code = _fit(config, folder, stage, trainer, module, data)
             if code in (SAVED, RETRY):
@@ -134,13 +130,13 @@ def _fit(
         trainer.fit(module, datamodule=data)
         code = 0
     except Stopped as stop:
-        code, why = _tell_stop(stop)
+        code, why = tell_stop(stop)
     except (WriteError, UnmeasuredError, NonFiniteError, DataError) as error:
         code, why = FAILED, str(error)
-        _tell_failure(folder, trainer, why)
+        tell_failure(folder, trainer, why)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-        code = _tell_crash(config, folder, trainer, error)
+        code = tell_crash(config, folder, trainer, error)
         if code == REFUSED:
             raise
     finally:
@@ -151,55 +147,8 @@ def _fit(
         stage.finish(folder, trainer, module, data)
     if code == 0 and trainer.is_global_zero:
         attempts.end(trainer.global_step, 0, "done")
-        _conclude(folder, trainer, time.monotonic() - began)
+        conclude(folder, trainer, time.monotonic() - began)
     return 0 if watched_by_lightning() else code
-
-
-def _tell_stop(stop: Stopped) -> tuple[int, str]:
-    if rank() == 0:
-        saved = "nothing is saved" if stop.saved is None else f"saved at step {stop.saved}"
-        print(f"  stopped  after step {stop.step}, {saved}; the same command continues", flush=True)
-    return SAVED, str(stop)
-
-
-def _tell_failure(folder: RunFolder, trainer: L.Trainer, why: str) -> None:
-    if rank() == 0:
-        good = checkpoints(folder.checkpoints)
-        last = f"the last good checkpoint is {good[-1].path}" if good else "there is no checkpoint"
-        at = "" if why.startswith("step ") else f"step {trainer.global_step}: "
-        print(f"error: {at}{why}; {last}", file=sys.stderr)
-
-
-def _tell_crash(config: DictConfig, folder: RunFolder, trainer: L.Trainer, error: Exception) -> int:
-    """Keep each rank's traceback; explain what has a known remedy, and what is another's fault."""
-    failures = folder.path / "failures"
-    failures.mkdir(exist_ok=True)
-    record = failures / f"rank-{rank()}.txt"
-    record.write_text(f"step {trainer.global_step}\n{traceback.format_exc()}")
-    if isinstance(error, ValueError | FileNotFoundError) and trainer.global_step == 0:
-        return REFUSED  # while it was set up: reported in one line, as every refusal
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        turn = config.global_batch // trainer.world_size // config.accumulate
-        _tell_failure(
-            folder,
-            trainer,
-            f"out of memory on rank {rank()} with {turn} pictures of {config.image_size} pixels at "
-            f"once{_peak(trainer)}; set accumulate={2 * config.accumulate} for {turn // 2} at once "
-            "(the same training), or blocks.recompute_every=1",
-        )
-        return FAILED
-    if "peer" in str(error) and trainer.world_size > 1:
-        print(f"error: rank {rank()} lost another rank; {failures} tells why", file=sys.stderr)
-        return RETRY
-    traceback.print_exc()
-    return 1
-
-
-def _peak(trainer: L.Trainer) -> str:
-    device = trainer.strategy.root_device
-    if device.type != "cuda":
-        return ""
-    return f" ({torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB at the peak)"
 
 
 def _data(config: DictConfig) -> PictureDataModule:
@@ -280,73 +229,3 @@ def _progress(config: DictConfig, folder: RunFolder, module: Any) -> StepProgres
         global_batch=config.global_batch,
         work=work,
     )
-
-
-def _announce(
-    config: DictConfig,
-    settings: Sequence[str],
-    folder: RunFolder,
-    trainer: L.Trainer,
-    module: nn.Module,
-    data: PictureDataModule,
-    resumed: Checkpoint | None,
-) -> None:
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    device = trainer.strategy.root_device
-    world, turns = trainer.world_size, config.accumulate
-    per_device = config.global_batch // world // turns
-    if resumed is not None and resumed.step >= trainer.max_steps:
-        print(f"already at step {resumed.step} of {trainer.max_steps}; nothing to train")
-    lines = {
-        "run": str(folder.path)
-        + ("" if resumed is None else f"  (continues at step {resumed.step})"),
-        "settings": " ".join(settings) or "(the defaults)",
-        "on": f"{world} x {device.type}, {config.precision}",
-        "trains": f"{trained / 1e6:.2f} M parameters for {trainer.max_steps} steps",
-        "batch": f"{config.global_batch} = {world} devices x {per_device} x {turns} turns",
-        "data": f"{len(data.train)} to train, {len(data.val)} to validate: "
-        + ", ".join(_shards(config.data.train)),
-        "stop": "SIGTERM, SIGINT, SIGUSR1, SIGUSR2: saved after the step, exit code 85" + _limit(),
-        "watch": f"tensorboard --logdir {config.run_root}",
-    }
-    for name, value in lines.items():
-        print(f"{name:>9}  {value}", flush=True)
-
-
-def _limit() -> str:
-    """Where it runs in Slurm: until when, and whether it can be put back into the queue."""
-    if not job():
-        return ""
-    end = job_end()
-    if end is None:
-        return "; `scontrol` does not answer here: submit the job again after that"
-    return f"; Slurm's limit is {end}"
-
-
-def _shards(node: Any) -> Iterator[str]:
-    """Every `shards` of a data set, or of the data sets that it is made of."""
-    if OmegaConf.is_list(node):
-        for part in node:
-            yield from _shards(part)
-    elif OmegaConf.is_dict(node):
-        for key, value in node.items():
-            if key != "shards":
-                yield from _shards(value)
-            elif OmegaConf.is_list(value):
-                yield from map(str, value)
-            else:
-                yield str(value)
-
-
-def _conclude(folder: RunFolder, trainer: L.Trainer, seconds: float) -> None:
-    if not trainer.is_global_zero:
-        return
-    numbers = {
-        name: float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(("val/", "sample/", "reconstruction/")) and name.count("/") == 1
-    }
-    minutes = f"{seconds / 60:.1f} minutes"
-    print(f"     done  step {trainer.global_step} after {minutes}: {folder.path}")
-    if numbers:
-        print("  metrics  " + "  ".join(f"{k} {v:.4g}" for k, v in sorted(numbers.items())))

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.diffusion import Estimate
-from ldm.frozen.codec import LatentCodec
+from ldm.frozen import LatentCodec
 from ldm.generate import save_png, to_picture
 from ldm.types import Latent, Time
 

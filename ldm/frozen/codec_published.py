@@ -6,7 +6,7 @@ of DC-AE trained on ImageNet, those of its authors' page (mit-han-lab/efficientv
 applications/dc_ae).
 """
 
-from ldm.frozen.codec import LatentStatistics
+from ldm.frozen.codec_statistics import LatentStatistics
 
 
 def _published(

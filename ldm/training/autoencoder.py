@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ldm import ranks
-from ldm.frozen.codec import latent_statistics
+from ldm.frozen import latent_statistics
 from ldm.models.autoencoder import Autoencoder
 from ldm.models.autoencoder_losses import ReconstructionLoss
 from ldm.models.autoencoder_regularisers import Alignment, Equivariance

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ldm.frozen import LatentCodec
 from ldm.frozen.captions import CaptionEncoder
 from ldm.frozen.captions_joined import leaves_of, read_apart
-from ldm.frozen.codec import LatentCodec
 from ldm.frozen.sizes import SizedCaptions
 from ldm.frozen.spatial import BroughtBeside, enlarged, painted
 from ldm.models import MasksPatches

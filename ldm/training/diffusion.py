@@ -12,8 +12,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from ldm.data import condition_of, posterior_of
 from ldm.data.latents import LatentBatch
 from ldm.diffusion import Denoiser, LearnedUncertainty, Objective, TimeBins
+from ldm.frozen import LatentCodec
 from ldm.frozen.captions import CaptionEncoder
-from ldm.frozen.codec import LatentCodec
 from ldm.metrics.means import PictureMean
 from ldm.models import TokenAlignment
 from ldm.training.conditioning import Conditioning

@@ -25,8 +25,8 @@ from hydra import compose, initialize_config_dir
 from ldm.commands import encode
 from ldm.commands.parts import DiffusionStage
 from ldm.commands.train import train
+from ldm.frozen import LatentCodec
 from ldm.frozen.captions import OpenClipCaptions
-from ldm.frozen.codec import LatentCodec
 from ldm.training.callbacks import StepProgress
 from ldm.types import Condition, Posterior
 

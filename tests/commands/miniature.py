@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from ldm.commands.building import build
 from ldm.commands.composing import composed
-from ldm.frozen.codec import LatentStatistics, fingerprint
+from ldm.frozen import LatentStatistics, fingerprint
 from ldm.runs.checkpoints import STATE, write_checkpoint
 
 SIZE = 16

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageChops
 
 from ldm.commands import reconstruct
-from ldm.commands.parts import load_diffusion
+from ldm.commands.trained import load_diffusion
 from ldm.interop.first_stage import FirstStage, write_first_stage
 from ldm.models import LPIPS
 from ldm.runs.checkpoints import STATE, write_checkpoint

@@ -43,7 +43,7 @@ def sample(trained, tmp_path, monkeypatch):
     mask.paste(255, (20, 0, 40, 40))
     mask.save(tmp_path / "mask.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: trained)
+    monkeypatch.setattr("ldm.commands.trained.load_diffusion", lambda run, first_stage: trained)
 
     def run(*arguments, verb="sample", beside=False):
         if not beside:
@@ -110,7 +110,7 @@ ENLARGING = {"kind": "Enlarging", "arguments": {"factor": 4}, "channels": 4}
 
 def test_an_inpainting_network_hears_of_the_mask_and_of_what_is_kept(sample, trained, monkeypatch):
     made, heard = told_of_pictures(trained, INPAINTING)
-    monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: made)
+    monkeypatch.setattr("ldm.commands.trained.load_diffusion", lambda run, first_stage: made)
     assert sample("a cat") == 0
     assert set(heard) == {None}
     heard.clear()
@@ -133,7 +133,7 @@ def test_an_inpainting_network_hears_of_the_mask_and_of_what_is_kept(sample, tra
 
 def test_an_enlarging_network_hears_of_the_small_picture(sample, trained, monkeypatch, capsys):
     made, heard = told_of_pictures(trained, ENLARGING)
-    monkeypatch.setattr("ldm.commands.parts.load_diffusion", lambda run, first_stage: made)
+    monkeypatch.setattr("ldm.commands.trained.load_diffusion", lambda run, first_stage: made)
     with Image.open("a.png") as picture:
         picture.resize((8, 8), Image.Resampling.BICUBIC).save("small.png")
     assert sample("a cat", "--init-image", "a.png", "--guidance", "1") == 0

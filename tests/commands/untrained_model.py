@@ -8,10 +8,10 @@ from omegaconf import OmegaConf
 from ldm.commands.building import build
 from ldm.commands.choices import choice
 from ldm.commands.composing import composed
-from ldm.commands.parts import TrainedDiffusion
+from ldm.commands.trained import TrainedDiffusion
+from ldm.frozen import LatentCodec, LatentStatistics, fingerprint
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import load_clip
-from ldm.frozen.codec import LatentCodec, LatentStatistics, fingerprint
 from ldm.runs.checkpoints import Checkpoint
 from ldm.runs.folder import RunFolder
 

@@ -13,7 +13,7 @@ from small_parts import CLIP, SHAPE, STAGE, parsed, random_parts
 
 from ldm.commands import export, importing
 from ldm.commands.first_stage import first_stage_lacks, load_codec
-from ldm.commands.parts import load_diffusion
+from ldm.commands.trained import load_diffusion
 from ldm.commands.weights import backbone_to_train
 from ldm.diffusion import DDIM
 from ldm.diffusion.guidance import Guided

@@ -15,7 +15,7 @@ from tiny import make_shards
 from transformers import Dinov2Config, Dinov2Model
 
 from ldm.commands import parser_of_all
-from ldm.commands.parts import load_diffusion
+from ldm.commands.trained import load_diffusion
 from ldm.interop.files import write_json
 
 pytestmark = [

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.commands.text import text_encoder
-from ldm.frozen.codec import LatentCodec, LatentStatistics
+from ldm.frozen import LatentCodec, LatentStatistics
 from ldm.frozen.sizes import COUNT, SizedCaptions
 from ldm.frozen.token_numbers import TokenNumbers
 from ldm.models import DiT, KLAutoencoder, MMDiT, TextConditioned, UNet, with_sizes

@@ -22,7 +22,7 @@ from ldm.diffusion import (
     Uniform,
     Velocity,
 )
-from ldm.frozen.codec import LatentCodec
+from ldm.frozen import LatentCodec
 from ldm.models import DiT
 from ldm.training.callbacks import LossByTime
 from ldm.training.diffusion import LatentDiffusionModule

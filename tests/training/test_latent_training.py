@@ -11,9 +11,9 @@ from tiny import FIRST, SECOND, make_shards, numbers
 from ldm.commands import encode
 from ldm.commands.parts import AutoencoderStage, DiffusionStage
 from ldm.data import LatentData, ShardData
+from ldm.frozen import LatentCodec
 from ldm.frozen.captions import OpenClipCaptions
 from ldm.frozen.clip import load_clip
-from ldm.frozen.codec import LatentCodec
 from ldm.frozen.sizes import SizedCaptions
 from ldm.training.conditioning import Conditioning
 from ldm.training.data import Seen, refuse_different_data

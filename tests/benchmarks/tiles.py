@@ -1,10 +1,12 @@
-"""How far tiles are from the whole, and what they cost: `python tests/benchmarks/tiles.py RUN PNG`.
+"""How far tiles are from the whole, and what they cost.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/tiles.py RUN PICTURE
 
 A picture through a first stage and back, whole and in tiles of several sizes and passes: PSNR
 between the two pictures, and the time that the tiles take over that of the whole.
 """
 
-import sys
+import argparse
 import time
 
 import numpy as np
@@ -22,10 +24,16 @@ def timed(codec: LatentCodec, image: Tensor) -> tuple[Tensor, float]:
     return codec.decode(codec.encode(image)), time.perf_counter() - began
 
 
-def main(run: str, picture: str) -> None:
-    codec, _ = first_stage(run)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a first stage, as `ldm reconstruct` takes it")
+    parser.add_argument("picture")
+    options = parser.parse_args()
+    codec, _ = first_stage(options.run)
     factor = codec.autoencoder.factor
-    pixels = torch.from_numpy(np.array(Image.open(picture).convert("RGB"))).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(Image.open(options.picture).convert("RGB"))).permute(
+        2, 0, 1
+    )[None]
     rows, columns = (side // factor * factor for side in pixels.shape[2:])
     image = pixels[:, :, :rows, :columns] / 127.5 - 1
     codec.decode(codec.encode(image))  # the first time is slower
@@ -44,4 +52,4 @@ def main(run: str, picture: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from tiny import make_shards
 
 from ldm.commands import main, runs
 from ldm.commands.curves import shown
 
 ROOT = Path(__file__).parents[2]
 TINY = "debug=[fast,deterministic] autoencoder=tiny image_size=32 trainer=cpu name=first"
+TINY += " data=shards data.folder=shards global_batch=4 loss=l1 evaluation.metrics=[]"
 
 
 @pytest.fixture
@@ -147,6 +149,7 @@ def test_a_run_is_repeated_bit_for_bit_and_shown(ldm, monkeypatch):
 
     clean = subprocess.run(["git", "-C", str(ROOT), "rev-parse"], capture_output=True, check=False)
     anyway = ["--anyway"] if clean.returncode else []  # without git nobody can tell
+    make_shards(Path("shards"))
     monkeypatch.setattr("sys.argv", ["train.py", *TINY.split()])
     assert train(composed(["experiment=emoji/autoencoder", *TINY.split()])) == 0
     code, said, _ = ldm("runs", "show", "runs/first")

@@ -11,10 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ldm.models.autoencoder_networks import encoder_and_decoder
-from ldm.models.layers import at_least_float32
+from ldm.models.layers import Picture, at_least_float32
 from ldm.types import Posterior
 
-Picture = Float[Tensor, "b C H W"]  # in [-1, 1], of any number of channels
 Latent = Float[Tensor, "b c h w"]  # as the encoder leaves it: not yet normalised
 
 

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ldm.models.layers import at_least_float32
+from ldm.models.layers import Picture, at_least_float32
 from ldm.models.perceptual import PerceptualDistance
 from ldm.types import Posterior
 
 PerSample = Float[Tensor, "b"]
-Picture = Float[Tensor, "b C H W"]
 Penalty = Callable[[Tensor], Tensor]  # elementwise, of the difference
 
 

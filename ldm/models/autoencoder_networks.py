@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.models.layers import Downsample, ResidualBlock, SpatialAttention, Upsample
-
-Picture = Float[Tensor, "b C H W"]  # in [-1, 1], of any number of channels
+from ldm.models.layers import Downsample, Picture, ResidualBlock, SpatialAttention, Upsample
 
 
 class Level(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ldm.models.autoencoder import Autoencoder, Latent, Picture, Quantised, check_image
+from ldm.models.autoencoder import Autoencoder, Latent, Quantised, check_image
 from ldm.models.autoencoder_networks import encoder_and_decoder
-from ldm.models.layers import at_least_float32
+from ldm.models.layers import Picture, at_least_float32
 from ldm.models.quantizers import FiniteScalarQuantizer, VectorQuantizer
 from ldm.types import Posterior
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ldm.models.autoencoder import Latent, Picture
-from ldm.models.layers import at_least_float32, without_autocast
+from ldm.models.autoencoder import Latent
+from ldm.models.layers import Picture, at_least_float32, without_autocast
 from ldm.models.perceptual import FeatureMaps
 from ldm.types import Draws
 

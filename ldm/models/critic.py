@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Picture = Float[Tensor, "b C H W"]
+from ldm.models.layers import Picture
+
 Logits = Float[Tensor, "b 1 h w"]  # high where the critic takes a patch for real
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ldm import ranks
-from ldm.models.critic import Adversary, Logits, Picture, frozen
-from ldm.models.layers import at_least_float32
+from ldm.models.critic import Adversary, Logits, frozen
+from ldm.models.layers import Picture, at_least_float32
 
 
 class Opinion(NamedTuple):

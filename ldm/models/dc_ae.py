@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import wrap_torch_function
 
-from ldm.models.autoencoder import Autoencoder, Latent, Picture, check_image
-from ldm.models.layers import FeatureMap, at_least_float32, without_autocast
+from ldm.models.autoencoder import Autoencoder, Latent, check_image
+from ldm.models.layers import FeatureMap, Picture, at_least_float32, without_autocast
 from ldm.types import Posterior
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 FeatureMap = Float[Tensor, "b c h w"]
+Picture = Float[Tensor, "b C H W"]  # in [-1, 1], of any number of channels
 
 
 def at_least_float32(x: Tensor) -> Tensor:

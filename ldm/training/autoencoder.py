@@ -187,9 +187,7 @@ class AutoencoderModule(OneOptimizer):
         self.log_dict(
             {
                 "critic/loss": verdict.loss,
-                "critic/real": verdict.opinion.real.mean(),
-                "critic/fake": verdict.opinion.fake.mean(),
-                "critic/accuracy": verdict.opinion.accuracy.mean(),
+                **{f"critic/{k}": told.mean() for k, told in verdict.opinion._asdict().items()},
                 "critic/pressure": pressure,
             }
         )
